@@ -1,0 +1,252 @@
+"""Boundaries as data: one packed description for every side, component, sample, time level and cell of a face.
+
+Sides are numbered 2*axis + (0 low, 1 high). A side of a bounded axis is, for each component, one of
+
+* GHOST: the cell beyond the edge is alpha*u0 + beta*u1 + gamma*g, with u0, u1 the first and second cell inside;
+* HOLD: the edge cell itself is g.
+
+Dirichlet, Neumann and Robin conditions on cell-centred and node-centred grids are all of this form.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from fastdiff.kernels._jit import call_boundary, inline_here, inner, keep_apart
+
+BOUNDED, PERIODIC, ABSENT = 0, 1, 2
+NONE, GHOST, HOLD = 0, 1, 2
+_HEAD, _ITEMS = 8, 8
+
+
+class Edges(NamedTuple):
+    """All boundaries of a march, packed into three 1-D arrays (cheap to hand to a kernel, on CPU and GPU).
+
+    ints   axis kinds (3), which axis is x, y, z (3, -1 none), 2 spare; then for each component and side 8 numbers:
+           kind, address of g(t, x, y, z, u) or 0, offset of g in `reals`, its strides per sample, per time step and
+           per cell of the face, offset of (alpha, beta, gamma) in `reals`, its stride per sample
+    reals  0, weights of u0 and u1 in the value of u at a face; then all coefficients and values
+    clock  float64: time of step 0, dt, origin (3), spacing (3), coordinate of each side's face (6)
+    """
+
+    ints: Any
+    reals: Any
+    clock: Any
+
+
+@inner
+def axis_kind(e, axis):
+    """BOUNDED, PERIODIC or ABSENT."""
+    return e.ints[axis]
+
+
+@inner
+def side_kind(e, c, side):
+    """NONE, GHOST or HOLD, for component `c`."""
+    return e.ints[_HEAD + (c * 6 + side) * _ITEMS]
+
+
+@inner
+def varies_along(e, c, side):
+    """Whether g differs from cell to cell of the face."""
+    k = _HEAD + (c * 6 + side) * _ITEMS
+    return e.ints[k + 1] != 0 or e.ints[k + 5] != 0
+
+
+def cast_like(array, x):
+    """`x` in the dtype of `array`."""
+    return array.dtype.type(x)
+
+
+@overload(cast_like)
+def _cast_like(array, x):
+    kind = np.float32 if array.dtype == types.float32 else np.float64
+
+    def cast(array, x):
+        return kind(x)
+
+    return cast
+
+
+@inner
+def called_value(e, address, side, step, i0, i1, i2, u0, u1):
+    """g from a compiled function of time, place and the field's value at the face."""
+    keep_apart()
+    x, y, z = 0.0, 0.0, 0.0
+    for k in range(3):
+        a = e.ints[3 + k]
+        if a >= 0:
+            i = i0 if a == 0 else (i1 if a == 1 else i2)
+            where = e.clock[8 + side] if a == side >> 1 else e.clock[2 + a] + e.clock[5 + a] * i
+            if k == 0:
+                x = where
+            elif k == 1:
+                y = where
+            else:
+                z = where
+    u = e.reals[1] * u0 + e.reals[2] * u1
+    return cast_like(e.reals, call_boundary(address, e.clock[0] + e.clock[1] * step, x, y, z, u))
+
+
+@inner  # no contraction: the same bits wherever it is inlined
+def edge_value(e, b, c, side, step, i0, i1, i2, face, u0, u1):
+    """g of one boundary cell at one time level."""
+    inline_here()
+    k = _HEAD + (c * 6 + side) * _ITEMS
+    if e.ints[k + 1] != 0:
+        return called_value(e, e.ints[k + 1], side, step, i0, i1, i2, u0, u1)
+    return e.reals[e.ints[k + 2] + e.ints[k + 3] * b + e.ints[k + 4] * step + e.ints[k + 5] * face]
+
+
+@inner
+def ghost_value(e, b, c, side, g, u0, u1):
+    """The cell beyond the edge: alpha*u0 + beta*u1 + gamma*g."""
+    inline_here()
+    k = _HEAD + (c * 6 + side) * _ITEMS
+    at = e.ints[k + 6] + e.ints[k + 7] * b
+    return e.reals[at + 2] * g + e.reals[at + 1] * u1 + e.reals[at] * u0
+
+
+# -- building, and the reference in NumPy ----------------------------------------------------------------------------
+
+_SPACE = {1: (2,), 2: (0, 2), 3: (0, 1, 2)}  # internal axes of a grid's axes
+_C_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_double, *[ctypes.c_double] * 5)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of one component: GHOST with alpha, beta, gamma (numbers, or one a sample), or HOLD.
+
+    `value` is g, broadcastable to (batch, time levels, cells of the face); `call` the address of a C function
+    `double g(t, x, y, z, u)` that replaces it.
+    """
+
+    kind: int = GHOST
+    alpha: Any = 1.0
+    beta: Any = 0.0
+    gamma: Any = 0.0
+    value: Any = 0.0
+    call: int = 0
+
+
+NO_FLUX = Side()
+
+
+def make_edges(shape, periodic, dtype, sides=None, *, components=1, batch=1, start=0.0, dt=1.0, origin=None,
+               spacing=None, walls=None, face_weights=(1.0, 0.0)) -> Edges:
+    """Pack the boundaries of a grid.
+
+    shape      of the grid, without batch and components; periodic: one bool an axis
+    sides      {(component, axis, end): Side}, end 0 or 1; sides not named have no flux
+    start, dt  time of step 0 and step; origin, spacing (per axis) and walls (axis, end): coordinates, used by `call`
+    face_weights  weights of the first two cells in the value of u at a face, used by `call`
+    """
+    axes, sides = _SPACE[len(shape)], dict(sides or {})
+    dtype = np.dtype(dtype)
+    ints = np.zeros(_HEAD + components * 6 * _ITEMS, np.int64)
+    ints[:3], ints[3:6] = ABSENT, -1
+    clock = np.zeros(14)
+    clock[:2] = start, dt
+    reals: list[np.ndarray] = [np.array([0.0, *face_weights], dtype)]
+    for k, a in enumerate(axes):
+        ints[a], ints[3 + k] = (PERIODIC if periodic[k] else BOUNDED), a
+        clock[2 + a], clock[5 + a] = (origin[k] if origin is not None else 0.0), (spacing[k] if spacing is not None else 1.0)
+        for end in range(2):
+            clock[8 + 2 * a + end] = walls[k][end] if walls is not None else 0.0
+            for c in range(components):
+                side = sides.pop((c, k, end), NO_FLUX)
+                if not periodic[k]:
+                    face = int(np.prod(shape, dtype=np.int64)) // shape[k]
+                    _pack_side(ints, reals, c, 2 * a + end, side, batch, face, dtype)
+    if sides:
+        raise ValueError(f"no such side: {sorted(sides)} (component, axis, end)")
+    return Edges(ints, np.concatenate(reals), clock)
+
+
+def _pack_side(ints, reals, c, number, side, batch, face, dtype):
+    coef = np.stack(np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, dtype)) for v in
+                                          (side.alpha, side.beta, side.gamma))), -1)
+    value = np.asarray(side.value, dtype)
+    value = value.reshape((1,) * (3 - value.ndim) + value.shape)
+    for size, wanted, what in ((coef.shape[0], batch, "coefficients"), (value.shape[0], batch, "values"),
+                               (value.shape[2], face, "values along the face")):
+        if size not in (1, wanted):
+            raise ValueError(f"a boundary has {size} {what}, expected 1 or {wanted}")
+    at = sum(r.size for r in reals)
+    reals += [value.ravel(), coef.ravel()]
+    _, levels, cells = value.shape
+    k = _HEAD + (c * 6 + number) * _ITEMS
+    ints[k : k + _ITEMS] = (
+        side.kind, side.call, at,
+        levels * cells if value.shape[0] > 1 else 0, cells if levels > 1 else 0, 1 if cells > 1 else 0,
+        at + value.size, 3 if coef.shape[0] > 1 else 0,
+    )
+
+
+def _face_values(u, edges, c, axis, end, step):
+    """g on one side of every sample, shaped like the face (reference)."""
+    internal = _SPACE[u.ndim - 2][axis]
+    k = _HEAD + (c * 6 + 2 * internal + end) * _ITEMS
+    _, call, at, per_sample, per_step, per_cell, _, _ = edges.ints[k : k + _ITEMS]
+    face = np.delete(u.shape[2:], axis)
+    if not call:
+        cells = np.arange(int(np.prod(face, dtype=np.int64))).reshape(face)
+        samples = np.arange(u.shape[0]).reshape(-1, *[1] * len(face))
+        return edges.reals[at + per_sample * samples + per_step * step + per_cell * cells].astype(np.float64)
+    function = _C_FUNCTION(int(call))
+    first = np.take(u[:, c], -end, axis + 1)
+    second = np.take(u[:, c], min(1, u.shape[axis + 2] - 1) if end == 0 else max(-2, -u.shape[axis + 2]), axis + 1)
+    field = edges.reals[1] * first + edges.reals[2] * second
+    places = []
+    for j, a in enumerate(_SPACE[u.ndim - 2]):
+        if j == axis:
+            places.append(np.broadcast_to(edges.clock[8 + 2 * internal + end], face))
+        else:
+            line = edges.clock[2 + a] + edges.clock[5 + a] * np.arange(u.shape[j + 2])
+            others = [i for i in range(u.ndim - 2) if i != axis]
+            places.append(np.broadcast_to(line.reshape([-1 if i == j else 1 for i in others]), face))
+    places += [np.zeros(face)] * (3 - len(places))
+    t = edges.clock[0] + edges.clock[1] * step
+    return np.array([[function(t, *p, v) for *p, v in zip(*(q.ravel() for q in places), f.ravel())] for f in field]
+                    ).reshape(u.shape[0], *face)
+
+
+def pad(u, edges, step):
+    """`u` (B, C, *grid) with one more cell at both ends of every axis: ghosts, or periodic images (reference)."""
+    out = np.pad(u, [(0, 0), (0, 0)] + [(1, 1)] * (u.ndim - 2), mode="wrap")
+    inner_cells = [slice(1, -1)] * (u.ndim - 2)
+    for axis in range(u.ndim - 2):
+        internal = _SPACE[u.ndim - 2][axis]
+        if edges.ints[internal] == PERIODIC:
+            continue
+        for c in range(u.shape[1]):
+            for end in range(2):
+                k = _HEAD + (c * 6 + 2 * internal + end) * _ITEMS
+                where = inner_cells.copy()
+                where[axis] = -1 if end else 0
+                samples = edges.ints[k + 6] + edges.ints[k + 7] * np.arange(u.shape[0]).reshape(-1, *[1] * (u.ndim - 3))
+                alpha, beta, gamma = (edges.reals[samples + j].astype(np.float64) for j in range(3))
+                n = u.shape[axis + 2]
+                u0 = np.take(u[:, c], n - 1 if end else 0, axis + 1)
+                u1 = np.take(u[:, c], max(n - 2, 0) if end else min(1, n - 1), axis + 1)
+                held = edges.ints[k] == HOLD
+                g = 0.0 if held else _face_values(u, edges, c, axis, end, step)
+                out[(slice(None), c, *where)] = u0 if held else alpha * u0 + beta * u1 + gamma * g
+    return out
+
+
+def hold(u, edges, step):
+    """Set the held cells of `u` to their values at a time step, in place; return `u` (reference)."""
+    for axis in reversed(range(u.ndim - 2)):
+        internal = _SPACE[u.ndim - 2][axis]
+        for c in range(u.shape[1]):
+            for end in range(2):
+                if edges.ints[_HEAD + (c * 6 + 2 * internal + end) * _ITEMS] == HOLD:
+                    where = [slice(None)] * (u.ndim - 2)
+                    where[axis] = -end
+                    u[(slice(None), c, *where)] = _face_values(u, edges, c, axis, end, step)
+    return u

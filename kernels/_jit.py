@@ -1,0 +1,253 @@
+"""How fastdiff compiles: flags, disk cache, and the few atomics the schedule needs.
+
+Three properties of Numba's disk cache shape this file:
+
+* its freshness stamp covers only the file that defines a function, so everything here is cached in one folder
+  per hash of *all* kernel sources (`cache_folder`);
+* one index lists every signature of a function and is unpickled whole, so a rule class that has since been
+  deleted would break the cache for every other rule: each rule gets an index of its own (`_RuleCache`);
+* its key ignores compile flags, so every compiled function here has one set of flags and one name.
+"""
+
+import ctypes
+import hashlib
+import os
+import pickle
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import numba
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
+from numba.extending import intrinsic
+
+FASTMATH = {"contract", "nsz"}  # not True: NaN must stay visible
+FLAGS = dict(nogil=True, error_model="numpy", boundscheck=False)
+
+
+@lru_cache(maxsize=1)
+def source_stamp() -> str:
+    """Hash of every kernel source, the Python and the Numba that compile them."""
+    digest = hashlib.sha256(f"{sys.version_info[:2]} {numba.__version__}".encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def cache_root() -> Path:
+    """Folder of everything compiled: `FASTDIFF_CACHE_DIR`, or `fastdiff` in the user's cache folder."""
+    if "FASTDIFF_CACHE_DIR" in os.environ:
+        return Path(os.environ["FASTDIFF_CACHE_DIR"]).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "fastdiff"
+
+
+def cache_folder() -> Path:
+    """Folder of the kernels compiled from these very sources."""
+    return cache_root() / f"kernels-{source_stamp()}"
+
+
+class _Locator(_CacheLocator):
+    def __init__(self, py_func, py_file):
+        self._py_file, self._line = py_file, py_func.__code__.co_firstlineno
+
+    def get_cache_path(self):
+        return str(cache_folder())
+
+    def get_source_stamp(self):
+        return source_stamp()
+
+    def get_disambiguator(self):
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, py_func, py_file):
+        self = cls(py_func, py_file)
+        try:
+            self.ensure_cache_path()
+        except OSError:
+            return None  # nowhere to write: compile in memory
+        return self
+
+
+class _Impl(CompileResultCacheImpl):
+    _locator_classes = [_Locator]
+
+
+def _rule_classes(sig):
+    return [t.instance_class for t in sig if isinstance(t, types.BaseNamedTuple)]
+
+
+@lru_cache(maxsize=256)
+def _rule_key(cls) -> str:
+    """Name and source of a rule class: the part of the cache key that Numba does not see."""
+    try:
+        source = Path(sys.modules[cls.__module__].__file__).read_bytes()
+    except (KeyError, AttributeError, TypeError, OSError):
+        source = repr(sorted((k, f.__code__.co_code) for k, f in vars(cls).items() if hasattr(f, "__code__"))).encode()
+    return hashlib.sha256(f"{cls.__module__}.{cls.__qualname__}".encode() + source).hexdigest()[:12]
+
+
+class _RuleCache(FunctionCache):
+    """A function cache with one index per rule class."""
+
+    _impl_class = _Impl
+
+    def _load_overload(self, sig, target_context):
+        try:
+            return self._for(sig, super()._load_overload, sig, target_context)
+        except (pickle.UnpicklingError, AttributeError, ImportError, EOFError, KeyError, IndexError, ValueError):
+            return None  # damaged, or written by code that is gone: compile anew
+
+    def _save_overload(self, sig, data):
+        try:
+            self._for(sig, super()._save_overload, sig, data)
+        except (pickle.PicklingError, AttributeError, ImportError, EOFError, TypeError, OSError):
+            pass  # a rule that cannot be pickled, a full disk: compiled in memory only
+
+    def _for(self, sig, method, *args):
+        key = "-".join(_rule_key(c) for c in _rule_classes(sig)) or "plain"
+        shared = self._cache_file
+        self._cache_file = IndexDataCacheFile(self._cache_path, f"{self._impl.filename_base}-{key}", source_stamp())
+        try:
+            return method(*args)
+        finally:
+            self._cache_file = shared
+
+
+def kernel(fastmath=True):
+    """Decorator: `njit` with fastdiff's flags, cached on disk where a folder can be written."""
+
+    def wrap(function):
+        dispatcher = njit(fastmath=FASTMATH if fastmath else False, **FLAGS)(function)
+        try:
+            dispatcher._cache = _RuleCache(function)
+        except RuntimeError:
+            pass  # no writable folder: every process compiles for itself
+        return dispatcher
+
+    return wrap
+
+
+inner = njit(**FLAGS)  # a part of a kernel, compiled and cached with it; no contraction
+
+
+# -- atomics on an int64 array -----------------------------------------------------------------------------------
+
+
+def _element(context, builder, array_type, array, index):
+    ary = context.make_array(array_type)(context, builder, array)
+    return builder.gep(ary.data, [index])
+
+
+@intrinsic
+def atomic_add(typingctx, array, index, value):
+    """Add `value` to `array[index]` and return what was there before."""
+
+    def codegen(context, builder, sig, args):
+        place = _element(context, builder, sig.args[0], args[0], args[1])
+        return builder.atomic_rmw("add", place, args[2], "acq_rel")
+
+    return types.int64(array, types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_load(typingctx, array, index):
+    """Read `array[index]`; everything the writer did before its `atomic_store` is then visible."""
+
+    def codegen(context, builder, sig, args):
+        return builder.load_atomic(_element(context, builder, sig.args[0], args[0], args[1]), "acquire", 8)
+
+    return types.int64(array, types.int64), codegen
+
+
+@intrinsic
+def atomic_store(typingctx, array, index, value):
+    """Publish `value` at `array[index]`."""
+
+    def codegen(context, builder, sig, args):
+        builder.store_atomic(args[2], _element(context, builder, sig.args[0], args[0], args[1]), "release", 8)
+        return context.get_dummy_value()
+
+    return types.none(array, types.int64, types.int64), codegen
+
+
+@intrinsic
+def call_boundary(typingctx, address, t, x, y, z, u):
+    """Call the C function `double f(t, x, y, z, u)` at an address."""
+
+    def codegen(context, builder, sig, args):
+        double = ir.DoubleType()
+        pointer = ir.FunctionType(double, [double] * 5).as_pointer()
+        return builder.call(builder.inttoptr(args[0], pointer), args[1:])
+
+    f8 = types.float64
+    return f8(types.int64, f8, f8, f8, f8, f8), codegen
+
+
+@intrinsic
+def borrow(typingctx, value):
+    """The same array, or tuple of arrays, without its owner: no reference is counted, so no lock is taken, on it.
+
+    The caller must hold the owner for as long as the result lives.
+    """
+
+    def disown(context, builder, ty, val):
+        if isinstance(ty, types.Array):
+            array = context.make_array(ty)(context, builder, val)
+            array.meminfo = cgutils.get_null_value(array.meminfo.type)
+            array.parent = cgutils.get_null_value(array.parent.type)
+            return array._getvalue()
+        if isinstance(ty, types.BaseTuple):
+            parts = [disown(context, builder, t, v) for t, v in zip(ty.types, cgutils.unpack_tuple(builder, val))]
+            return context.make_tuple(builder, ty, parts)
+        return val
+
+    def codegen(context, builder, sig, args):
+        return disown(context, builder, sig.args[0], args[0])
+
+    return value(value), codegen
+
+
+def _attribute(name, doc):
+    def mark(typingctx):
+        def codegen(context, builder, sig, args):
+            set.add(builder.function.attributes, name)
+            return context.get_dummy_value()
+
+        return types.none(), codegen
+
+    mark.__doc__ = doc
+    return intrinsic(mark)
+
+
+wide_vectors = _attribute('"prefer-vector-width"="512"', "Let the enclosing function use 512-bit vectors where there are.")
+inline_here = _attribute("alwaysinline", "Inline the enclosing function wherever it is called.")
+keep_apart = _attribute("noinline", "Never inline the enclosing function: it is rarely run, and its code is long.")
+
+
+if hasattr(ctypes.CDLL(None) if sys.platform != "win32" else None, "sched_yield"):
+    _yield = types.ExternalFunction("sched_yield", types.int32())
+
+    @njit
+    def give_way():
+        """Let another thread run."""
+        _yield()
+else:  # no POSIX: the waiting thread spins
+
+    @njit
+    def give_way():
+        """Let another thread run."""
+
+
+__all__ = ["FASTMATH", "FLAGS", "atomic_add", "atomic_load", "atomic_store", "borrow", "cache_folder", "cache_root",
+           "call_boundary", "give_way", "inline_here", "inner", "keep_apart", "kernel", "source_stamp", "wide_vectors"]

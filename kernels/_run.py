@@ -1,0 +1,118 @@
+"""March a rule on the CPU: choose the schedule, share it out to threads."""
+
+from math import ceil
+from typing import NamedTuple
+
+import numpy as np
+
+from fastdiff.kernels._edges import ABSENT, BOUNDED
+from fastdiff.kernels._march import LANES, run_resident, run_stream
+from fastdiff.kernels._threads import default_threads, scratch, together
+
+
+class Plan(NamedTuple):
+    """How a march is cut up: tiles per sample along each axis, and time levels per sweep."""
+
+    schedule: str  # "resident" or "stream"
+    tiles: tuple[int, int, int]
+    depth: int
+
+
+def plan_for(shape, kinds, itemsize: int, threads: int, steps: int) -> Plan:
+    """The plan for a state of shape (B, C, n0, n1, n2) on axes of the given kinds."""
+    B, C, n0, n1, n2 = shape
+    if n0 == n1 == 1:
+        return _plan_line(B, C, n2, kinds, itemsize, threads, steps)
+    resident = 2 * C * (n0 + 2) * (n1 + 2) * (n2 + 2 * LANES) * itemsize
+    if resident <= RESIDENT_BYTES and (B >= threads or resident <= SMALL_BYTES):
+        return Plan("resident", (1, 1, 1), max(steps, 1))
+    return _plan_stream(shape, kinds, itemsize, threads)
+
+
+RESIDENT_BYTES = 1 << 19  # both copies of a sample in a core's second-level cache
+SMALL_BYTES = 1 << 16  # below this, sharing one sample between threads does not pay
+LINE_BYTES = 12 << 10  # one copy of a block of a long line
+
+
+def _plan_line(B, C, n, kinds, itemsize, threads, steps):
+    block = LINE_BYTES // (itemsize * C)
+    if n <= 2 * block or (B >= threads and 2 * C * n * itemsize <= RESIDENT_BYTES):
+        return Plan("resident", (1, 1, 1), max(steps, 1))
+    count = ceil(n / block)
+    return Plan("resident", (1, 1, count), min(max(steps, 1), 64))
+
+
+def _plan_stream(shape, kinds, itemsize, threads):
+    B, C, n0, n1, n2 = shape
+    if n1 == 1 and kinds[1] == ABSENT:
+        depth, height, rows, width = 16, 256, 1, 4096 // (itemsize * C) * 2
+    else:
+        depth, height, rows, width = 4, 64, 64, 1024 // (itemsize * C)
+    shares = max(1, ceil(2 * threads / B))
+    c0 = max(ceil(n0 / height), min(shares, n0))
+    tiles = (c0, ceil(n1 / rows), ceil(n2 / width))
+    return Plan("stream", tiles, depth)
+
+
+def _fit(plan, shape):
+    """A plan whose halos never reach beyond the neighbouring tile."""
+    depth = plan.depth
+    tiles = list(plan.tiles)
+    for k, n in enumerate(shape[2:]):
+        tiles[k] = max(1, min(tiles[k], n))
+        if tiles[k] > 1 and n // tiles[k] < depth:
+            tiles[k] = max(1, n // depth)
+    if plan.schedule == "resident":
+        tiles[0] = tiles[1] = 1
+    return Plan(plan.schedule, tuple(tiles), depth)
+
+
+def _memory(plan, shape, kinds):
+    """Elements of scratch memory a worker needs."""
+    _, C, n0, n1, n2 = shape
+    width = ceil(n2 / plan.tiles[2]) + 2 * plan.depth * (plan.tiles[2] > 1 or plan.schedule == "stream") + 5 * LANES
+    if plan.schedule == "resident":
+        g0, g1 = 2 * (kinds[0] == BOUNDED), 2 * (kinds[1] == BOUNDED)
+        return 2 * C * (n0 + g0) * (n1 + g1) * width
+    rows = ceil(n1 / plan.tiles[1]) + (0 if kinds[1] == ABSENT else 2 * (plan.depth + 1))
+    return plan.depth * C * 4 * rows * width
+
+
+def as_space(u):
+    """View a state (B, C, *grid) of a 1-D to 3-D grid as (B, C, n0, n1, n2)."""
+    grid = u.shape[2:]
+    space = {1: (1, 1, *grid), 2: (grid[0], 1, grid[-1]), 3: grid}[len(grid)]
+    return u.reshape(*u.shape[:2], *space)
+
+
+def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, plan=None):
+    """Apply `steps` time steps of a rule to `u` (B, C, *grid), C-contiguous, on the CPU.
+
+    `edges` describes the boundaries; `step` is the index of the first time level in its tables. `u` is left as it is;
+    the result is written to `out`. `work` is a third array of the same kind, allocated when needed and not given.
+    """
+    out = np.empty_like(u) if out is None else out
+    if steps < 1:
+        out[...] = u
+        return out
+    here = as_space(u)
+    kinds = tuple(int(k) for k in edges.ints[:3])
+    threads = default_threads() if threads is None else threads
+    plan = _fit(plan or plan_for(here.shape, kinds, u.itemsize, threads, steps), here.shape)
+    sweeps = -(-steps // plan.depth)
+    final = as_space(out)
+    spare = final if sweeps == 1 else as_space(np.empty_like(u) if work is None else work)
+    first, second = (final, spare) if sweeps & 1 else (spare, final)
+    tiles = here.shape[0] * plan.tiles[0] * plan.tiles[1] * plan.tiles[2]
+    progress = np.zeros(1 + tiles, np.int64)
+    memory = _memory(plan, here.shape, kinds)
+
+    def task():
+        space = scratch(memory, u.dtype)
+        if plan.schedule == "resident":
+            run_resident(rule, edges, here, first, second, space, progress, plan.tiles[2], plan.depth, steps, step)
+        else:
+            run_stream(rule, edges, here, first, second, space, progress, *plan.tiles, plan.depth, steps, step)
+
+    together(task, min(threads, tiles))
+    return out

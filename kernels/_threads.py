@@ -1,0 +1,116 @@
+"""A small pool of threads for kernels that hold no interpreter lock.
+
+The caller is always worker 0 and does all the work if nobody comes to help: a busy machine costs nothing but the
+help. Safe from several threads at once, after a fork (the child starts its own helpers), and at exit.
+"""
+
+import os
+import threading
+from queue import SimpleQueue
+
+import numpy as np
+
+_state = threading.local()
+_helpers: list[threading.Thread] = []
+_queue: SimpleQueue = SimpleQueue()
+_lock = threading.Lock()
+_default: int | None = None
+
+
+def default_threads() -> int:
+    """Threads used unless a call says otherwise: `set_threads`, FASTDIFF_NUM_THREADS, or the cores we may use."""
+    global _default
+    if _default is None:
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        _default = max(1, int(os.environ.get("FASTDIFF_NUM_THREADS", allowed)))
+    return _default
+
+
+def set_threads(count: int) -> None:
+    """Set the number of threads that kernels use from now on in this process."""
+    global _default
+    if count < 1:
+        raise ValueError(f"threads must be at least 1, got {count}")
+    _default = int(count)
+
+
+def scratch(size: int, dtype) -> np.ndarray:
+    """This thread's scratch memory for a dtype: `size` elements from the start of a cache line.
+
+    It holds zeros or what an earlier kernel of the same dtype left: kernels compute on cells that nobody reads, to
+    fill vectors, and arbitrary bits there may be denormal numbers, which are slow.
+    """
+    dtype = np.dtype(dtype)
+    memories = _state.__dict__.setdefault("memories", {})
+    memory = memories.get(dtype)
+    if memory is None or memory.size < size:
+        raw = np.zeros(size * dtype.itemsize + 64, np.uint8)
+        start = -raw.ctypes.data % 64
+        memory = memories[dtype] = raw[start : start + size * dtype.itemsize].view(dtype)
+    return memory[:size]
+
+
+class _Job:
+    def __init__(self, task):
+        self.task, self.condition = task, threading.Condition()
+        self.active, self.closed, self.error = 0, False, None
+
+    def help(self):
+        with self.condition:
+            if self.closed:
+                return
+            self.active += 1
+        try:
+            self.task()
+        except BaseException as error:  # handed to the caller
+            self.error = error
+        with self.condition:
+            self.active -= 1
+            self.condition.notify()
+
+    def finish(self):
+        with self.condition:
+            self.closed = True
+            while self.active:
+                self.condition.wait()
+        if self.error is not None:
+            raise self.error
+
+
+def _serve(queue):
+    while True:
+        queue.get().help()
+
+
+def _start(count):
+    with _lock:
+        while len(_helpers) < count:
+            thread = threading.Thread(target=_serve, args=(_queue,), daemon=True, name=f"fastdiff-{len(_helpers) + 1}")
+            thread.start()
+            _helpers.append(thread)
+
+
+def _forget():
+    """In a forked child no helper thread exists: begin again."""
+    global _queue, _lock
+    _helpers.clear()
+    _queue, _lock = SimpleQueue(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def together(task, threads: int) -> None:
+    """Run `task()` in this thread and in up to `threads - 1` helpers at once; return when all have returned."""
+    if threads <= 1:
+        task()
+        return
+    _start(threads - 1)
+    job = _Job(task)
+    for _ in range(threads - 1):
+        _queue.put(job)
+    try:
+        task()
+    finally:
+        job.finish()

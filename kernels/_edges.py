@@ -16,11 +16,12 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from fastdiff.kernels._jit import call_boundary, inline_here, inner, keep_apart
+from fastdiff.kernels._jit import call_boundary, inner, keep_apart
 
 BOUNDED, PERIODIC, ABSENT = 0, 1, 2
 NONE, GHOST, HOLD = 0, 1, 2
-_HEAD, _ITEMS = 8, 8
+HEAD, ITEMS = 8, 8  # numbers in `ints` before the first side, and for each side:
+KIND, CALL, VALUE, PER_SAMPLE, PER_STEP, PER_CELL, COEF, COEF_PER_SAMPLE = range(8)
 
 
 class Edges(NamedTuple):
@@ -36,25 +37,6 @@ class Edges(NamedTuple):
     ints: Any
     reals: Any
     clock: Any
-
-
-@inner
-def axis_kind(e, axis):
-    """BOUNDED, PERIODIC or ABSENT."""
-    return e.ints[axis]
-
-
-@inner
-def side_kind(e, c, side):
-    """NONE, GHOST or HOLD, for component `c`."""
-    return e.ints[_HEAD + (c * 6 + side) * _ITEMS]
-
-
-@inner
-def varies_along(e, c, side):
-    """Whether g differs from cell to cell of the face."""
-    k = _HEAD + (c * 6 + side) * _ITEMS
-    return e.ints[k + 1] != 0 or e.ints[k + 5] != 0
 
 
 def cast_like(array, x):
@@ -92,23 +74,14 @@ def called_value(e, address, side, step, i0, i1, i2, u0, u1):
     return cast_like(e.reals, call_boundary(address, e.clock[0] + e.clock[1] * step, x, y, z, u))
 
 
-@inner  # no contraction: the same bits wherever it is inlined
+@inner  # no contraction: the same bits wherever it is called
 def edge_value(e, b, c, side, step, i0, i1, i2, face, u0, u1):
     """g of one boundary cell at one time level."""
-    inline_here()
-    k = _HEAD + (c * 6 + side) * _ITEMS
-    if e.ints[k + 1] != 0:
-        return called_value(e, e.ints[k + 1], side, step, i0, i1, i2, u0, u1)
-    return e.reals[e.ints[k + 2] + e.ints[k + 3] * b + e.ints[k + 4] * step + e.ints[k + 5] * face]
-
-
-@inner
-def ghost_value(e, b, c, side, g, u0, u1):
-    """The cell beyond the edge: alpha*u0 + beta*u1 + gamma*g."""
-    inline_here()
-    k = _HEAD + (c * 6 + side) * _ITEMS
-    at = e.ints[k + 6] + e.ints[k + 7] * b
-    return e.reals[at + 2] * g + e.reals[at + 1] * u1 + e.reals[at] * u0
+    keep_apart()
+    k = HEAD + (c * 6 + side) * ITEMS
+    if e.ints[k + CALL] != 0:
+        return called_value(e, e.ints[k + CALL], side, step, i0, i1, i2, u0, u1)
+    return e.reals[e.ints[k + VALUE] + e.ints[k + PER_SAMPLE] * b + e.ints[k + PER_STEP] * step + e.ints[k + PER_CELL] * face]
 
 
 # -- building, and the reference in NumPy ----------------------------------------------------------------------------
@@ -147,7 +120,7 @@ def make_edges(shape, periodic, dtype, sides=None, *, components=1, batch=1, sta
     """
     axes, sides = _SPACE[len(shape)], dict(sides or {})
     dtype = np.dtype(dtype)
-    ints = np.zeros(_HEAD + components * 6 * _ITEMS, np.int64)
+    ints = np.zeros(HEAD + components * 6 * ITEMS, np.int64)
     ints[:3], ints[3:6] = ABSENT, -1
     clock = np.zeros(14)
     clock[:2] = start, dt
@@ -179,8 +152,8 @@ def _pack_side(ints, reals, c, number, side, batch, face, dtype):
     at = sum(r.size for r in reals)
     reals += [value.ravel(), coef.ravel()]
     _, levels, cells = value.shape
-    k = _HEAD + (c * 6 + number) * _ITEMS
-    ints[k : k + _ITEMS] = (
+    k = HEAD + (c * 6 + number) * ITEMS
+    ints[k : k + ITEMS] = (
         side.kind, side.call, at,
         levels * cells if value.shape[0] > 1 else 0, cells if levels > 1 else 0, 1 if cells > 1 else 0,
         at + value.size, 3 if coef.shape[0] > 1 else 0,
@@ -190,8 +163,8 @@ def _pack_side(ints, reals, c, number, side, batch, face, dtype):
 def _face_values(u, edges, c, axis, end, step):
     """g on one side of every sample, shaped like the face (reference)."""
     internal = _SPACE[u.ndim - 2][axis]
-    k = _HEAD + (c * 6 + 2 * internal + end) * _ITEMS
-    _, call, at, per_sample, per_step, per_cell, _, _ = edges.ints[k : k + _ITEMS]
+    k = HEAD + (c * 6 + 2 * internal + end) * ITEMS
+    _, call, at, per_sample, per_step, per_cell, _, _ = edges.ints[k : k + ITEMS]
     face = np.delete(u.shape[2:], axis)
     if not call:
         cells = np.arange(int(np.prod(face, dtype=np.int64))).reshape(face)
@@ -225,7 +198,7 @@ def pad(u, edges, step):
             continue
         for c in range(u.shape[1]):
             for end in range(2):
-                k = _HEAD + (c * 6 + 2 * internal + end) * _ITEMS
+                k = HEAD + (c * 6 + 2 * internal + end) * ITEMS
                 where = inner_cells.copy()
                 where[axis] = -1 if end else 0
                 samples = edges.ints[k + 6] + edges.ints[k + 7] * np.arange(u.shape[0]).reshape(-1, *[1] * (u.ndim - 3))
@@ -245,7 +218,7 @@ def hold(u, edges, step):
         internal = _SPACE[u.ndim - 2][axis]
         for c in range(u.shape[1]):
             for end in range(2):
-                if edges.ints[_HEAD + (c * 6 + 2 * internal + end) * _ITEMS] == HOLD:
+                if edges.ints[HEAD + (c * 6 + 2 * internal + end) * ITEMS] == HOLD:
                     where = [slice(None)] * (u.ndim - 2)
                     where[axis] = -end
                     u[(slice(None), c, *where)] = _face_values(u, edges, c, axis, end, step)

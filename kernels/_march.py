@@ -36,18 +36,28 @@ from numba import types
 from numba.extending import overload
 
 from fastdiff.kernels._edges import (
+    ABSENT,
     BOUNDED,
+    CALL,
+    COEF,
+    COEF_PER_SAMPLE,
     GHOST,
+    HEAD,
     HOLD,
+    ITEMS,
+    NONE,
+    PER_CELL,
+    PER_STEP,
     PERIODIC,
-    axis_kind,
     edge_value,
-    ghost_value,
-    side_kind,
-    varies_along,
 )
 from fastdiff.kernels._jit import (
-    FASTMATH, atomic_add, atomic_load, atomic_store, borrow, give_way,
+    FASTMATH,
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    borrow,
+    give_way,
     inline_here,
     inner,
     keep_apart,
@@ -55,6 +65,7 @@ from fastdiff.kernels._jit import (
     wide_vectors,
 )
 
+CALLED = 3  # at the end of a row: a ghost whose g is a compiled function
 LANES = 16  # rows inside a tile start and end at multiples of this many cells
 BUSY_TURNS = 100  # looks at a neighbour's progress before giving way to other threads
 
@@ -131,72 +142,122 @@ def _update_row(p, dst, ld, zd, yd, shift, src, ls, zm, z, zp, ym, y, yp, lo, hi
 
 
 # -- boundaries of a row -------------------------------------------------------------------------------------------
+#
+# Indices handed to compiled functions are variables, never literals: Numba compiles a function anew for each literal.
 
 
 @inner
 def ghost_row(e, b, c, side, buf, l, zg, yg, z0, y0, z1, y1, lo, hi, step, i0, i1, origin, base, n2):
     """A row beyond a side of axis 0 or 1, from the first two rows inside."""
     keep_apart()
-    if varies_along(e, c, side):
-        for x in range(lo, hi):
+    k = HEAD + (c * 6 + side) * ITEMS
+    varies = e.ints[k + CALL] != 0 or e.ints[k + PER_CELL] != 0
+    g = edge_value(e, b, c, side, step, i0, i1, base - base, base, e.reals[0], e.reals[0])
+    at = e.ints[k + COEF] + e.ints[k + COEF_PER_SAMPLE] * b
+    alpha, beta, gamma = e.reals[at], e.reals[at + 1], e.reals[at + 2]
+    for x in range(lo, hi):
+        u0, u1 = buf[l, c, z0, y0, x], buf[l, c, z1, y1, x]
+        if varies:
             i2 = (x + origin) % n2  # halos of a periodic axis
-            u0, u1 = buf[l, c, z0, y0, x], buf[l, c, z1, y1, x]
             g = edge_value(e, b, c, side, step, i0, i1, i2, base + i2, u0, u1)
-            buf[l, c, zg, yg, x] = ghost_value(e, b, c, side, g, u0, u1)
-    else:
-        g = edge_value(e, b, c, side, step, i0, i1, 0, 0, e.reals[0], e.reals[0])
-        for x in range(lo, hi):
-            buf[l, c, zg, yg, x] = ghost_value(e, b, c, side, g, buf[l, c, z0, y0, x], buf[l, c, z1, y1, x])
+        buf[l, c, zg, yg, x] = gamma * g + beta * u1 + alpha * u0
 
 
 @inner
-def hold_row(e, b, c, side, buf, l, z, y, lo, hi, shift, step, i0, i1, origin, base, n2):
-    """Set a row that lies on a held side of axis 0 or 1."""
+def hold_rows(e, b, buf, l, z, y, lo, hi, shift, step, i0, i1, origin, n0, n1, n2):
+    """Set a row if it lies on a held side of axis 1 or 0; axis 0 last, so that it wins at a corner."""
     keep_apart()
-    if varies_along(e, c, side):
-        for x in range(lo, hi):
-            i2 = (x + origin) % n2  # halos of a periodic axis
-            buf[l, c, z, y, x + shift] = edge_value(e, b, c, side, step, i0, i1, i2, base + i2, e.reals[0], e.reals[0])
-    else:
-        g = edge_value(e, b, c, side, step, i0, i1, 0, 0, e.reals[0], e.reals[0])
-        for x in range(lo, hi):
-            buf[l, c, z, y, x + shift] = g
-
-
-@inner
-def hold_sides(e, b, buf, l, z, y, lo, hi, shift, step, i0, i1, origin, n0, n1, n2):
-    """Put the held values into a row just computed; axis 2 first, so that the lower axis wins at a corner."""
-    keep_apart()
-    zero = e.reals[0]
     for c in range(buf.shape[1]):
-        if lo + origin == 0 and side_kind(e, c, 4) == HOLD:
-            buf[l, c, z, y, lo + shift] = edge_value(e, b, c, 4, step, i0, i1, 0, i0 * n1 + i1, zero, zero)
-        if hi + origin == n2 and side_kind(e, c, 5) == HOLD:
-            buf[l, c, z, y, hi - 1 + shift] = edge_value(e, b, c, 5, step, i0, i1, n2 - 1, i0 * n1 + i1, zero, zero)
-        if i1 == 0 and side_kind(e, c, 2) == HOLD:
-            hold_row(e, b, c, 2, buf, l, z, y, lo, hi, shift, step, i0, i1, origin, i0 * n2, n2)
-        if i1 == n1 - 1 and side_kind(e, c, 3) == HOLD:
-            hold_row(e, b, c, 3, buf, l, z, y, lo, hi, shift, step, i0, i1, origin, i0 * n2, n2)
-        if i0 == 0 and side_kind(e, c, 0) == HOLD:
-            hold_row(e, b, c, 0, buf, l, z, y, lo, hi, shift, step, i0, i1, origin, i1 * n2, n2)
-        if i0 == n0 - 1 and side_kind(e, c, 1) == HOLD:
-            hold_row(e, b, c, 1, buf, l, z, y, lo, hi, shift, step, i0, i1, origin, i1 * n2, n2)
+        for order in range(4):
+            side = (order + 2) & 3
+            k = HEAD + (c * 6 + side) * ITEMS
+            i, n, base = (i1, n1, i0 * n2) if side > 1 else (i0, n0, i1 * n2)
+            if e.ints[k] == HOLD and i == (n - 1) * (side & 1):
+                for x in range(lo, hi):
+                    i2 = (x + origin) % n2
+                    buf[l, c, z, y, x + shift] = edge_value(e, b, c, side, step, i0, i1, i2, base + i2, e.reals[0],
+                                                            e.reals[0])
 
 
 @inner
-def ghost_columns(e, b, buf, l, z, y, lo, hi, step, i0, i1, n1, n2, at_low, at_high):
-    """The cells beyond both ends of a row that reaches the domain's edge."""
+def set_ends(e, b, ends, step, i0, i1, n1, n2):
+    """What happens at both ends of a row at one time level: ends[c, end] = kind, alpha, beta, gamma*g or held g."""
+    keep_apart()
+    for c in range(ends.shape[0]):
+        for end in range(2):
+            side = 4 + end
+            k = HEAD + (c * 6 + side) * ITEMS
+            ends[c, end, 0] = e.ints[k]
+            if e.ints[k] == NONE:
+                continue
+            at = e.ints[k + COEF] + e.ints[k + COEF_PER_SAMPLE] * b
+            g = e.reals[0]
+            if e.ints[k + CALL] == 0 or e.ints[k] == HOLD:
+                g = edge_value(e, b, c, side, step, i0, i1, end * (n2 - 1), i0 * n1 + i1, g, g)
+            ends[c, end, 1], ends[c, end, 2], ends[c, end, 3] = e.reals[at], e.reals[at + 1], e.reals[at + 2] * g
+            if e.ints[k] == HOLD:
+                ends[c, end, 3] = g
+            elif e.ints[k + CALL] != 0:
+                ends[c, end, 0] = CALLED
+
+
+@inner
+def ends_vary(e, components):
+    """Whether anything at the ends of rows differs from level to level or from row to row."""
+    keep_apart()
+    for c in range(components):
+        for end in range(2):
+            k = HEAD + (c * 6 + 4 + end) * ITEMS
+            if e.ints[k + CALL] != 0 or e.ints[k + PER_STEP] != 0 or e.ints[k + PER_CELL] != 0:
+                return True
+    return False
+
+
+@inner
+def holds_on(e, components, first, last):
+    """Whether any of the sides first:last of any component is held."""
+    keep_apart()
+    for c in range(components):
+        for side in range(first, last):
+            if e.ints[HEAD + (c * 6 + side) * ITEMS] == HOLD:
+                return True
+    return False
+
+
+@inner
+def hold_ends(ends, buf, l, z, y, lo, hi, at_low, at_high):
+    """Set the held cells at the ends of a row."""
+    inline_here()
+    for c in range(buf.shape[1]):
+        if at_low and ends[c, 0, 0] == HOLD:
+            buf[l, c, z, y, lo] = ends[c, 0, 3]
+        if at_high and ends[c, 1, 0] == HOLD:
+            buf[l, c, z, y, hi - 1] = ends[c, 1, 3]
+
+
+@inner
+def ghost_ends(e, b, ends, buf, l, z, y, lo, hi, at_low, at_high, step, i0, i1, n1, n2):
+    """Set the cells beyond the ends of a row that reaches the domain's edge."""
     inline_here()
     inside = min(np.int64(1), n2 - 1)
     for c in range(buf.shape[1]):
-        if at_low and side_kind(e, c, 4) == GHOST:
-            u0, u1 = buf[l, c, z, y, lo], buf[l, c, z, y, lo + inside]
-            g = edge_value(e, b, c, 4, step, i0, i1, 0, i0 * n1 + i1, u0, u1)
-            buf[l, c, z, y, lo - 1] = ghost_value(e, b, c, 4, g, u0, u1)
-        if at_high and side_kind(e, c, 5) == GHOST:
-            u0, u1 = buf[l, c, z, y, hi - 1], buf[l, c, z, y, hi - 1 - inside]
-            g = edge_value(e, b, c, 5, step, i0, i1, n2 - 1, i0 * n1 + i1, u0, u1)
-            buf[l, c, z, y, hi] = ghost_value(e, b, c, 5, g, u0, u1)
+        for end in range(2):
+            if (at_high if end else at_low) and ends[c, end, 0] >= GHOST and ends[c, end, 0] != HOLD:
+                x, away = (hi - 1, 1) if end else (lo, -1)
+                u0, u1 = buf[l, c, z, y, x], buf[l, c, z, y, x - away * inside]
+                g = ends[c, end, 3]
+                if ends[c, end, 0] == CALLED:
+                    g = called_ghost(e, b, c, 4 + end, step, i0, i1, end * (n2 - 1), i0 * n1 + i1, u0, u1)
+                buf[l, c, z, y, x + away] = g + ends[c, end, 2] * u1 + ends[c, end, 1] * u0
+
+
+@inner
+def called_ghost(e, b, c, side, step, i0, i1, i2, face, u0, u1):
+    """gamma*g where g is a compiled function of the field."""
+    keep_apart()
+    k = HEAD + (c * 6 + side) * ITEMS
+    at = e.ints[k + COEF] + e.ints[k + COEF_PER_SAMPLE] * b
+    return e.reals[at + 2] * edge_value(e, b, c, side, step, i0, i1, i2, face, u0, u1)
 
 
 # -- copies --------------------------------------------------------------------------------------------------------
@@ -227,12 +288,13 @@ def load_row(src, ls, z, y, first, last, dst, ld, zd, yd, x):
 
 
 @inner
-def tile_resident(p, e, b, src, dst, scratch, k0, k1, levels, step):
+def tile_resident(params, edges, b, src, dst, memory, k0, k1, levels, step):
     """March columns k0:k1 (all of axes 0 and 1) `levels` steps, from `src` to `dst`, in two buffers in cache."""
     keep_apart()
     wide_vectors()
+    p, e, scratch = borrow(params), borrow(edges), borrow(memory)
     C, n0, n1, n2 = src.shape[1], src.shape[2], src.shape[3], src.shape[4]
-    kind0, kind1, kind2 = axis_kind(e, 0), axis_kind(e, 1), axis_kind(e, 2)
+    kind0, kind1, kind2 = e.ints[0], e.ints[1], e.ints[2]
     g0, g1 = np.int64(kind0 == BOUNDED), np.int64(kind1 == BOUNDED)
     whole = k1 - k0 == n2
     wrap = whole and kind2 == PERIODIC
@@ -241,53 +303,53 @@ def tile_resident(p, e, b, src, dst, scratch, k0, k1, levels, step):
     if kind2 == BOUNDED:
         first, last = max(first, np.int64(0)), min(last, n2)
     at_low, at_high = kind2 == BOUNDED and first == 0, kind2 == BOUNDED and last == n2
-    width = last - first
-    pitch = (width + 1 + LANES) // LANES * LANES + LANES
+    pitch = (last - first + 1 + LANES) // LANES * LANES + LANES
     size = 2 * C * (n0 + 2 * g0) * (n1 + 2 * g1) * pitch
-    bufs = borrow(scratch[:size].reshape((2, C, n0 + 2 * g0, n1 + 2 * g1, pitch)))
-    origin = first - LANES  # column of the grid = column of the buffer + origin
-    left, right = np.int64(LANES), LANES + width
-    held = holds_any(e, C)
-    for z in range(n0):
-        for y in range(n1):
-            load_row(src, b, z, y, first, last, bufs, 0, z + g0, y + g1, left)
-            if held:
-                hold_sides(e, b, bufs, 0, z + g0, y + g1, left, right, 0, step, z, y, origin, n0, n1, n2)
-    q = sample_of(p, b)
+    bufs = borrow(scratch[8 * C : 8 * C + size].reshape((2, C, n0 + 2 * g0, n1 + 2 * g1, pitch)))
+    ends = borrow(scratch[: 8 * C].reshape((C, 2, 4)))
+    left, right = np.int64(LANES), LANES + last - first
     hi = (right + LANES - 1) // LANES * LANES  # whole vectors; a ghost beyond is written after its row
-    for level in range(levels):
-        a, d = level & 1, 1 - (level & 1)
-        ghosts_resident(e, b, bufs, a, left, right, step + level, n0, n1, n2, g0, g1, origin, wrap, at_low, at_high)
+    origin = first - LANES  # column of the grid = column of the buffer + origin
+    held, vary = holds_on(e, C, np.int64(0), np.int64(4)), ends_vary(e, C)
+    none = first - first
+    set_ends(e, b, ends, step, none, none, n1, n2)
+    q = sample_of(p, b)
+    for level in range(levels + 1):
+        a, d = 1 - (level & 1), level & 1
+        now = step + level
         for z in range(n0):
             zm, zp = neighbours(z, n0, kind0, g0)
             for y in range(n1):
                 ym, yp = neighbours(y, n1, kind1, g1)
-                update_row(q, bufs, np.uint64(d), np.uint64(z + g0), np.uint64(y + g1), np.uint64(0), bufs,
-                           np.uint64(a), np.uint64(zm), np.uint64(z + g0), np.uint64(zp), np.uint64(ym),
-                           np.uint64(y + g1), np.uint64(yp), np.uint64(left), np.uint64(hi), step + level, z, y,
-                           np.uint64(origin))
+                if level == 0:
+                    load_row(src, b, z, y, first, last, bufs, d, z + g0, y + g1, left)
+                else:
+                    update_row(q, bufs, np.uint64(d), np.uint64(z + g0), np.uint64(y + g1), np.uint64(0), bufs,
+                               np.uint64(a), np.uint64(zm), np.uint64(z + g0), np.uint64(zp), np.uint64(ym),
+                               np.uint64(y + g1), np.uint64(yp), np.uint64(left), np.uint64(hi), now - 1, z, y,
+                               np.uint64(origin))
+                if vary:
+                    set_ends(e, b, ends, now, z, y, n1, n2)
+                hold_ends(ends, bufs, d, z + g0, y + g1, left, right, at_low, at_high)
                 if held:
-                    hold_sides(e, b, bufs, d, z + g0, y + g1, left, right, 0, step + level + 1, z, y, origin, n0, n1,
-                               n2)
+                    hold_rows(e, b, bufs, d, z + g0, y + g1, left, right, none, now, z, y, origin, n0, n1, n2)
+                if wrap:
+                    for c in range(C):
+                        bufs[d, c, z + g0, y + g1, left - 1] = bufs[d, c, z + g0, y + g1, right - 1]
+                        bufs[d, c, z + g0, y + g1, right] = bufs[d, c, z + g0, y + g1, left]
+                else:
+                    ghost_ends(e, b, ends, bufs, d, z + g0, y + g1, left, right, at_low, at_high, now, z, y, n1, n2)
+        if g0 or g1:
+            ghosts_resident(e, b, bufs, d, left, right, now, n0, n1, n2, g0, g1, origin)
     for z in range(n0):
         for y in range(n1):
             copy_row(bufs, levels & 1, z + g0, y + g1, k0 - origin, dst, b, z, y, k0, k1 - k0)
 
 
 @inner
-def holds_any(e, components):
-    """Whether any side of any component is held."""
-    keep_apart()
-    for c in range(components):
-        for side in range(6):
-            if side_kind(e, c, side) == HOLD:
-                return True
-    return False
-
-
-@inner
 def neighbours(i, n, kind, ghosts):
     """Buffer indices of the neighbours of plane `i`: ghosts, periodic images, or itself on an absent axis."""
+    inline_here()
     if kind == BOUNDED:
         return i + ghosts - 1, i + ghosts + 1
     if kind == PERIODIC:
@@ -296,55 +358,52 @@ def neighbours(i, n, kind, ghosts):
 
 
 @inner
-def ghosts_resident(e, b, buf, l, lo, hi, step, n0, n1, n2, g0, g1, origin, wrap, at_low, at_high):
-    """All ghost cells of a resident block at one time level."""
+def ghosts_resident(e, b, buf, l, lo, hi, step, n0, n1, n2, g0, g1, origin):
+    """The ghost rows of axes 1 and 0 of a resident block at one time level."""
     keep_apart()
-    C = buf.shape[1]
-    for z in range(n0):
-        for y in range(n1):
-            if wrap:
-                for c in range(C):
-                    buf[l, c, z + g0, y + g1, lo - 1] = buf[l, c, z + g0, y + g1, hi - 1]
-                    buf[l, c, z + g0, y + g1, hi] = buf[l, c, z + g0, y + g1, lo]
-            elif at_low or at_high:
-                ghost_columns(e, b, buf, l, z + g0, y + g1, lo, hi, step, z, y, n1, n2, at_low, at_high)
-    for c in range(C):
-        if g1:
-            inside = min(np.int64(1), n1 - 1)
-            for z in range(n0):
-                k = z + g0
-                if side_kind(e, c, 2) == GHOST:
-                    ghost_row(e, b, c, 2, buf, l, k, 0, k, 1, k, 1 + inside, lo, hi, step, z, 0, origin, z * n2, n2)
-                if side_kind(e, c, 3) == GHOST:
-                    ghost_row(e, b, c, 3, buf, l, k, n1 + 1, k, n1, k, n1 - inside, lo, hi, step, z, n1 - 1, origin,
-                              z * n2, n2)
-        if g0:
-            inside = min(np.int64(1), n0 - 1)
-            for y in range(n1):
-                j = y + g1
-                if side_kind(e, c, 0) == GHOST:
-                    ghost_row(e, b, c, 0, buf, l, 0, j, 1, j, 1 + inside, j, lo, hi, step, 0, y, origin, y * n2, n2)
-                if side_kind(e, c, 1) == GHOST:
-                    ghost_row(e, b, c, 1, buf, l, n0 + 1, j, n0, j, n0 - inside, j, lo, hi, step, n0 - 1, y, origin,
-                              y * n2, n2)
+    for order in range(4):
+        side = (order + 2) & 3
+        along1 = side > 1
+        if (g1 if along1 else g0) == 0:
+            continue
+        n = n1 if along1 else n0
+        edge = 1 + (side & 1) * (n - 1)  # buffer index of the first cell inside, and the steps outward and inward
+        out, deep = (1 if side & 1 else -1), min(np.int64(1), n - 1)
+        for c in range(buf.shape[1]):
+            if e.ints[HEAD + (c * 6 + side) * ITEMS] == GHOST:
+                for k in range(n0 if along1 else n1):
+                    if along1:
+                        z = k + g0
+                        ghost_row(e, b, c, side, buf, l, z, edge + out, z, edge, z, edge - out * deep, lo, hi, step, k,
+                                  edge - 1, origin, k * n2, n2)
+                    else:
+                        y = k + g1
+                        ghost_row(e, b, c, side, buf, l, edge + out, y, edge, y, edge - out * deep, y, lo, hi, step,
+                                  edge - 1, k, origin, k * n2, n2)
 
 
 # -- schedule: stream ----------------------------------------------------------------------------------------------
 
 
 @inner
-def tile_stream(p, e, b, src, dst, scratch, i0, i1, j0, j1, k0, k1, levels, step):
+def tile_stream(params, edges, b, src, dst, memory, i0, i1, j0, j1, k0, k1, levels, step):
     """March one tile `levels` steps, from `src` to `dst`, all levels together as a wavefront along axis 0."""
     keep_apart()
     wide_vectors()
+    p, e, scratch = borrow(params), borrow(edges), borrow(memory)
     C, n0, n1, n2 = src.shape[1], src.shape[2], src.shape[3], src.shape[4]
-    bound0, bound1, bound2 = axis_kind(e, 0) == BOUNDED, axis_kind(e, 1) == BOUNDED, axis_kind(e, 2) == BOUNDED
-    flat = axis_kind(e, 1) != BOUNDED and axis_kind(e, 1) != PERIODIC
+    bound0, bound1, bound2 = e.ints[0] == BOUNDED, e.ints[1] == BOUNDED, e.ints[2] == BOUNDED
+    flat = e.ints[1] == ABSENT
     h1 = np.int64(0) if flat else levels + 1  # halo and ghost along axis 1
     rows, pitch = j1 - j0 + 2 * h1, (k1 - k0 + 2 * levels + LANES) // LANES * LANES + 2 * LANES
-    ring = borrow(scratch[: levels * C * 4 * rows * pitch].reshape((levels, C, 4, rows, pitch)))
+    size = levels * C * 4 * rows * pitch
+    ring = borrow(scratch[8 * C : 8 * C + size].reshape((levels, C, 4, rows, pitch)))
+    ends = borrow(scratch[: 8 * C].reshape((C, 2, 4)))
     oy, ox = h1 - j0, LANES + levels - k0  # buffer index = grid index + offset
-    held = holds_any(e, C)
+    held = holds_on(e, C, np.int64(0), np.int64(4))
+    vary = (k0 - levels <= 0 or k1 + levels >= n2) and ends_vary(e, C)
+    none = i0 - i0
+    set_ends(e, b, ends, step, none, none, n1, n2)
     q = sample_of(p, b)
     for r in range(max(i0 - levels, 0) if bound0 else i0 - levels, i1 + levels):
         for level in range(levels + 1):
@@ -361,69 +420,69 @@ def tile_stream(p, e, b, src, dst, scratch, i0, i1, j0, j1, k0, k1, levels, step
                 ja, jb = max(ja, np.int64(0)), min(jb, n1)
             if bound2:
                 ka, kb = max(ka, np.int64(0)), min(kb, n2)
-            zd = i & 3
-            if level == 0:
-                for j in range(ja, jb):
-                    load_row(src, b, i % n0, j % n1, ka, kb, ring, 0, zd, j + oy, ka + ox)
-            else:
-                zm, zp = (i - 1) & 3, (i + 1) & 3
-                if bound0 and (i == 0 or i == n0 - 1):
-                    ghost_planes(e, b, ring, level - 1, i, ja, jb, oy, ka + ox, kb + ox, step + level - 1, n0, n1, n2,
-                                 -ox)
-                for j in range(ja, jb):
-                    y = np.uint64(j + oy)
-                    ym, yp = (y, y) if flat else (np.uint64(j + oy - 1), np.uint64(j + oy + 1))
-                    if level == levels:
-                        update_row(q, dst, np.uint64(b), np.uint64(i), np.uint64(j), np.uint64(-ox), ring,
-                                   np.uint64(level - 1), np.uint64(zm), np.uint64(zd), np.uint64(zp), ym, y, yp,
-                                   np.uint64(ka + ox), np.uint64(kb + ox), step + level - 1, i, j, np.uint64(-ox))
-                    else:
-                        lo, hi = (ka + ox) // LANES * LANES, (kb + ox + LANES - 1) // LANES * LANES
-                        update_row(q, ring, np.uint64(level), np.uint64(zd), y, np.uint64(0), ring,
-                                   np.uint64(level - 1), np.uint64(zm), np.uint64(zd), np.uint64(zp), ym, y, yp,
-                                   np.uint64(lo), np.uint64(hi), step + level - 1, i % n0, j % n1, np.uint64(-ox))
-            if held:
-                for j in range(ja, jb):
-                    if level == levels:
-                        hold_sides(e, b, dst, b, i, j, ka + ox, kb + ox, -ox, step + level, i, j, -ox, n0, n1, n2)
-                    else:
-                        hold_sides(e, b, ring, level, zd, j + oy, ka + ox, kb + ox, 0, step + level, i % n0, j % n1, -ox,
-                                   n0, n1, n2)
-            if level < levels:
-                if bound2 and (ka == 0 or kb == n2):
-                    for j in range(ja, jb):
-                        ghost_columns(e, b, ring, level, zd, j + oy, ka + ox, kb + ox, step + level, i % n0, j % n1, n1,
-                                      n2, ka == 0, kb == n2)
-                if bound1 and (ja == 0 or jb == n1):
-                    ghost_rows(e, b, ring, level, zd, ja, jb, oy, ka + ox, kb + ox, step + level, i % n0, n1, n2, -ox)
+            at_low, at_high = bound2 and ka == 0, bound2 and kb == n2
+            zd, zm, zp = i & 3, (i - 1) & 3, (i + 1) & 3
+            now, iw = step + level, i % n0
+            if level > 0 and bound0 and (i == 0 or i == n0 - 1):
+                ghost_planes(e, b, ring, level - 1, i, ja, jb, oy, ka + ox, kb + ox, now - 1, n0, n1, n2, -ox)
+            for j in range(ja, jb):
+                y, jw = j + oy, j % n1
+                ym, yp = (y, y) if flat else (y - 1, y + 1)
+                if level == levels:
+                    update_row(q, dst, np.uint64(b), np.uint64(i), np.uint64(j), np.uint64(-ox), ring,
+                               np.uint64(level - 1), np.uint64(zm), np.uint64(zd), np.uint64(zp), np.uint64(ym),
+                               np.uint64(y), np.uint64(yp), np.uint64(ka + ox), np.uint64(kb + ox), now - 1, iw, jw,
+                               np.uint64(-ox))
+                elif level > 0:
+                    lo, hi = (ka + ox) // LANES * LANES, (kb + ox + LANES - 1) // LANES * LANES
+                    update_row(q, ring, np.uint64(level), np.uint64(zd), np.uint64(y), np.uint64(0), ring,
+                               np.uint64(level - 1), np.uint64(zm), np.uint64(zd), np.uint64(zp), np.uint64(ym),
+                               np.uint64(y), np.uint64(yp), np.uint64(lo), np.uint64(hi), now - 1, iw, jw,
+                               np.uint64(-ox))
+                else:
+                    load_row(src, b, iw, jw, ka, kb, ring, level, zd, y, ka + ox)
+                if vary:
+                    set_ends(e, b, ends, now, iw, jw, n1, n2)
+                if level == levels:
+                    hold_ends(ends, dst, b, i, j, ka, kb, at_low, at_high)
+                    if held:
+                        hold_rows(e, b, dst, b, i, j, ka + ox, kb + ox, -ox, now, iw, jw, -ox, n0, n1, n2)
+                else:
+                    hold_ends(ends, ring, level, zd, y, ka + ox, kb + ox, at_low, at_high)
+                    if held:
+                        hold_rows(e, b, ring, level, zd, y, ka + ox, kb + ox, none, now, iw, jw, -ox, n0, n1, n2)
+                    ghost_ends(e, b, ends, ring, level, zd, y, ka + ox, kb + ox, at_low, at_high, now, iw, jw, n1, n2)
+            if level < levels and bound1 and (ja == 0 or jb == n1):
+                ghost_rows(e, b, ring, level, zd, ja, jb, oy, ka + ox, kb + ox, now, iw, n1, n2, -ox)
 
 
 @inner
 def ghost_planes(e, b, ring, l, i, ja, jb, oy, lo, hi, step, n0, n1, n2, origin):
     """The planes beyond axis 0, in the ring slots next to the edge plane `i`."""
     keep_apart()
-    inside = min(np.int64(1), n0 - 1)
+    deep = min(np.int64(1), n0 - 1)
     for c in range(ring.shape[1]):
-        for j in range(ja, jb):
-            y, k = j + oy, j % n1
-            if i == 0 and side_kind(e, c, 0) == GHOST:
-                ghost_row(e, b, c, 0, ring, l, 3, y, 0, y, inside, y, lo, hi, step, i, k, origin, k * n2, n2)
-            if i == n0 - 1 and side_kind(e, c, 1) == GHOST:
-                ghost_row(e, b, c, 1, ring, l, n0 & 3, y, i & 3, y, (i - inside) & 3, y, lo, hi, step, i, k, origin,
-                          k * n2, n2)
+        for side in range(2):
+            out = 1 if side else -1
+            if i == side * (n0 - 1) and e.ints[HEAD + (c * 6 + side) * ITEMS] == GHOST:
+                for j in range(ja, jb):
+                    y, k = j + oy, j % n1
+                    ghost_row(e, b, c, side, ring, l, (i + out) & 3, y, i & 3, y, (i - out * deep) & 3, y, lo, hi, step,
+                              i, k, origin, k * n2, n2)
 
 
 @inner
 def ghost_rows(e, b, ring, l, z, ja, jb, oy, lo, hi, step, i, n1, n2, origin):
     """The rows beyond axis 1 of one plane of the ring."""
     keep_apart()
-    inside = min(np.int64(1), n1 - 1)
+    deep = min(np.int64(1), n1 - 1)
     for c in range(ring.shape[1]):
-        if ja == 0 and side_kind(e, c, 2) == GHOST:
-            ghost_row(e, b, c, 2, ring, l, z, oy - 1, z, oy, z, oy + inside, lo, hi, step, i, 0, origin, i * n2, n2)
-        if jb == n1 and side_kind(e, c, 3) == GHOST:
-            y = n1 - 1 + oy
-            ghost_row(e, b, c, 3, ring, l, z, y + 1, z, y, z, y - inside, lo, hi, step, i, n1 - 1, origin, i * n2, n2)
+        for side in range(2, 4):
+            out, j = (1, n1 - 1) if side & 1 else (-1, 0)
+            if ja <= j < jb and e.ints[HEAD + (c * 6 + side) * ITEMS] == GHOST:
+                y = j + oy
+                ghost_row(e, b, c, side, ring, l, z, y + out, z, y, z, y - out * deep, lo, hi, step, i, j, origin, i * n2,
+                          n2)
 
 
 # -- tiles over threads --------------------------------------------------------------------------------------------
@@ -447,11 +506,11 @@ def wait_for_neighbours(progress, e, b, t0, t1, t2, c0, c1, c2, sweep):
         for d1 in range(-1, 2):
             for d2 in range(-1, 2):
                 s0, s1, s2 = t0 + d0, t1 + d1, t2 + d2
-                if axis_kind(e, 0) == PERIODIC:
+                if e.ints[0] == PERIODIC:
                     s0 %= c0
-                if axis_kind(e, 1) == PERIODIC:
+                if e.ints[1] == PERIODIC:
                     s1 %= c1
-                if axis_kind(e, 2) == PERIODIC:
+                if e.ints[2] == PERIODIC:
                     s2 %= c2
                 if 0 <= s0 < c0 and 0 <= s1 < c1 and 0 <= s2 < c2:
                     wait_for(progress, 1 + ((b * c0 + s0) * c1 + s1) * c2 + s2, sweep)

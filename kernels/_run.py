@@ -73,9 +73,9 @@ def _memory(plan, shape, kinds):
     width = ceil(n2 / plan.tiles[2]) + 2 * plan.depth * (plan.tiles[2] > 1 or plan.schedule == "stream") + 5 * LANES
     if plan.schedule == "resident":
         g0, g1 = 2 * (kinds[0] == BOUNDED), 2 * (kinds[1] == BOUNDED)
-        return 2 * C * (n0 + g0) * (n1 + g1) * width
+        return 8 * C + 2 * C * (n0 + g0) * (n1 + g1) * width
     rows = ceil(n1 / plan.tiles[1]) + (0 if kinds[1] == ABSENT else 2 * (plan.depth + 1))
-    return plan.depth * C * 4 * rows * width
+    return 8 * C + plan.depth * C * 4 * rows * width
 
 
 def as_space(u):

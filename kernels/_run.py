@@ -73,16 +73,15 @@ def _memory(plan, shape, kinds):
     width = ceil(n2 / plan.tiles[2]) + 2 * plan.depth * (plan.tiles[2] > 1 or plan.schedule == "stream") + 5 * LANES
     if plan.schedule == "resident":
         g0, g1 = 2 * (kinds[0] == BOUNDED), 2 * (kinds[1] == BOUNDED)
-        return 8 * C + 2 * C * (n0 + g0) * (n1 + g1) * width
+        return 8 * C + LANES + 2 * C * (n0 + g0) * (n1 + g1) * width
     rows = ceil(n1 / plan.tiles[1]) + (0 if kinds[1] == ABSENT else 2 * (plan.depth + 1))
-    return 8 * C + plan.depth * C * 4 * rows * width
+    return 8 * C + LANES + plan.depth * C * 4 * rows * width
 
 
-def as_space(u):
-    """View a state (B, C, *grid) of a 1-D to 3-D grid as (B, C, n0, n1, n2)."""
-    grid = u.shape[2:]
-    space = {1: (1, 1, *grid), 2: (grid[0], 1, grid[-1]), 3: grid}[len(grid)]
-    return u.reshape(*u.shape[:2], *space)
+def space_of(shape):
+    """The shape (B, C, n0, n1, n2) of a state (B, C, *grid) of a 1-D to 3-D grid."""
+    grid = shape[2:]
+    return (*shape[:2], *{1: (1, 1, *grid), 2: (grid[0], 1, grid[-1]), 3: grid}[len(grid)])
 
 
 def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, plan=None):
@@ -95,24 +94,24 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
     if steps < 1:
         out[...] = u
         return out
-    here = as_space(u)
-    kinds = tuple(int(k) for k in edges.ints[:3])
+    shape = space_of(u.shape)
+    kinds = tuple(edges.ints[:3].tolist())
     threads = default_threads() if threads is None else threads
-    plan = _fit(plan or plan_for(here.shape, kinds, u.itemsize, threads, steps), here.shape)
+    plan = _fit(plan or plan_for(shape, kinds, u.itemsize, threads, steps), shape)
     sweeps = -(-steps // plan.depth)
-    final = as_space(out)
-    spare = final if sweeps == 1 else as_space(np.empty_like(u) if work is None else work)
+    here, final = u.reshape(-1), out.reshape(-1)
+    spare = final if sweeps == 1 else (np.empty_like(here) if work is None else work.reshape(-1))
     first, second = (final, spare) if sweeps & 1 else (spare, final)
-    tiles = here.shape[0] * plan.tiles[0] * plan.tiles[1] * plan.tiles[2]
+    tiles = shape[0] * plan.tiles[0] * plan.tiles[1] * plan.tiles[2]
     progress = np.zeros(1 + tiles, np.int64)
-    memory = _memory(plan, here.shape, kinds)
+    memory = _memory(plan, shape, kinds)
 
     def task():
         space = scratch(memory, u.dtype)
         if plan.schedule == "resident":
-            run_resident(rule, edges, here, first, second, space, progress, plan.tiles[2], plan.depth, steps, step)
+            run_resident(rule, edges, shape, here, first, second, space, progress, plan.tiles[2], plan.depth, steps, step)
         else:
-            run_stream(rule, edges, here, first, second, space, progress, *plan.tiles, plan.depth, steps, step)
+            run_stream(rule, edges, shape, here, first, second, space, progress, *plan.tiles, plan.depth, steps, step)
 
     together(task, min(threads, tiles))
     return out

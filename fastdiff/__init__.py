@@ -1,0 +1,30 @@
+"""fastdiff: compiled diffusion solvers for CPU and GPU, and the training data they make."""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+from fastdiff.boundary import Dirichlet, Flux, Neumann, Robin
+from fastdiff.equations import GrayScott, Heat
+from fastdiff.grid import Grid
+from fastdiff.kernels._threads import set_threads
+from fastdiff.solution import Solution
+from fastdiff.solve import Diverged, solve
+from fastdiff.stepper import Stepper, repeat, rollout
+from fastdiff.steppers.euler import Unstable
+
+try:
+    __version__ = version("fastdiff-pde")
+except PackageNotFoundError:  # used from a checkout that is not installed
+    __version__ = "0.0.0"
+
+_LATER = ("bench", "data")  # imported when first used
+
+
+def __getattr__(name):
+    if name in _LATER:
+        return import_module(f"fastdiff.{name}")
+    raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
+
+
+__all__ = ["Dirichlet", "Diverged", "Flux", "GrayScott", "Grid", "Heat", "Neumann", "Robin", "Solution", "Stepper",
+           "Unstable", "bench", "data", "repeat", "rollout", "set_threads", "solve"]

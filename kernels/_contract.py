@@ -1,17 +1,21 @@
 """The kernel contract: every compiled kernel stands beside a plain NumPy reference and a way to try it.
 
 A file of this folder without a leading underscore is a kernel family; it ends with `KERNELS = [Kernel(...), ...]`.
-Tests, compiler gates and benchmarks are generated from `discover()`: a new file needs no edit elsewhere.
+Tests, compiler gates and benchmarks are generated from `discover()`: a new file needs no edit elsewhere. `check` is what
+they all mean by correct.
 """
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 BACKENDS = ("cpu", "cuda")
 
@@ -25,7 +29,7 @@ class Kernel:
     cpu, cuda       the compiled implementations, called as `cpu(**inputs, out=out)`; they fill and return `out`
     sample          `sample(shape, dtype, rng) -> inputs`: inputs that exercise everything, the state is "u"
     ndim            number of axes of the grid
-    rule            `rule(...) -> rule of kernels/_march.py`, from the inputs it names; the compiler gates use it
+    rule            `rule(...) -> rule of kernels/_march.py`, from the inputs it names and their dtype
     adjoint         the transposed kernel, called like `cpu` with a cotangent in place of "u"; linear kernels only
     order           observed orders of accuracy in space and in time
     bytes_per_cell  bytes an unblocked sweep moves to and from memory per cell and step, for each byte of the dtype:
@@ -52,6 +56,13 @@ class Kernel:
         if backend not in BACKENDS:
             raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
         return getattr(self, backend)
+
+    def rule_for(self, inputs: dict[str, Any]) -> Any:
+        """The compiled rule that `inputs` ask for; None for a kernel without one."""
+        if self.rule is None:
+            return None
+        known = {"dtype": inputs["u"].dtype, **inputs}
+        return self.rule(**{name: known[name] for name in inspect.signature(self.rule).parameters})
 
 
 def families(folder: Path | None = None) -> list[ModuleType]:
@@ -88,3 +99,60 @@ def discover(folder: Path | None = None) -> dict[str, Kernel]:
                 raise ValueError(f"{module.__file__}: another kernel is called {kernel.name!r} already")
             kernels[kernel.name] = kernel
     return kernels
+
+
+class WrongKernel(AssertionError):
+    """A compiled kernel that does not do what its reference does."""
+
+
+def check(kernel: Kernel, backend: str, shape: tuple[int, ...], dtype: Any, seed: int = 0) -> float:
+    """Compare a compiled kernel with its reference on one grid; return the difference in units of the tolerance.
+
+    Raises WrongKernel if a cell differs by more than `kernel.tolerance` eps per step, or was not written, if an input
+    was changed, or if the result is not `out`.
+    """
+    compiled = kernel.implementation(backend)
+    assert compiled is not None, f"{kernel.name} has no {backend} implementation"
+    inputs = kernel.sample(shape, np.dtype(dtype), np.random.default_rng(seed))
+    before = {name: _copy(value) for name, value in inputs.items()}
+    expected = kernel.reference(**inputs)
+    out = np.full_like(inputs["u"], np.nan)
+    result = compiled(**inputs, out=out)
+    where = f"{kernel.name} ({backend}, {np.dtype(dtype)}, {' x '.join(map(str, shape))})"
+    if result is not out:
+        raise WrongKernel(f"{where} does not return `out`")
+    for name, value in inputs.items():
+        if not _same(value, before[name]):
+            raise WrongKernel(f"{where} changed its input {name!r}")
+    if np.isnan(out).sum() > np.isnan(expected).sum():
+        raise WrongKernel(f"{where} left {np.isnan(out).sum()} of {out.size} cells unwritten or NaN")
+    return _difference(kernel, where, out, expected, inputs.get("steps", 1))
+
+
+def _difference(kernel: Kernel, where: str, out: np.ndarray, expected: np.ndarray, steps: int) -> float:
+    allowed = kernel.tolerance * max(steps, 1) * np.finfo(out.dtype).eps * np.abs(expected).max()
+    error = np.abs(out - expected)
+    worst = np.unravel_index(np.argmax(error), error.shape)
+    if not error[worst] <= allowed:
+        raise WrongKernel(
+            f"{where} differs from its reference by {error[worst]:.3g} at {tuple(map(int, worst))}, allowed are "
+            f"{allowed:.3g} ({kernel.tolerance} eps per step, {steps} steps)"
+        )
+    return float(error[worst] / allowed) if allowed else 0.0
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, tuple):
+        parts = [_copy(v) for v in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b))
+    return bool(a == b)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastdiff.kernels._edges import ABSENT, BOUNDED
+from fastdiff.kernels._edges import ABSENT, BOUNDED, make_edges
 from fastdiff.kernels._march import LANES, run_resident, run_stream
 from fastdiff.kernels._threads import default_threads, scratch, together
 
@@ -115,3 +115,18 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
 
     together(task, min(threads, tiles))
     return out
+
+
+def schedule_of(shape, itemsize, threads=None) -> str:
+    """The schedule that a march of a state (B, C, *grid) will use."""
+    space = space_of(shape)
+    kinds = tuple(ABSENT if n == 1 else BOUNDED for n in space[2:])
+    return plan_for(space, kinds, itemsize, threads or default_threads(), 1).schedule
+
+
+def prepare(rule, dtype, components, ndim, schedule):
+    """Compile a rule for one dtype and schedule, or load it from disk, by a step on a tiny grid."""
+    first = type(rule)(*(f[:1] if isinstance(f, np.ndarray) else f for f in rule))
+    u = np.zeros((1, components, *[4] * ndim), dtype)
+    edges = make_edges(u.shape[2:], [True] * ndim, dtype, components=components)
+    march(first, u, edges, 1, threads=1, plan=Plan(schedule, (1, 1, 1), 1))

@@ -1,0 +1,87 @@
+"""Which array goes where: NumPy and torch on the CPU to the CPU kernels without a copy, torch on CUDA to the GPU's.
+
+An explicit choice of device never falls back to another.
+"""
+
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FLOATS = ("float32", "float64")
+
+
+class Array(NamedTuple):
+    """An array ready for the kernels, and the way back to what the user gave."""
+
+    data: Any  # NumPy, or a torch CUDA tensor
+    backend: str  # "cpu" or "cuda"
+    back: Any  # function: kernel array -> user's kind of array
+
+
+def is_tensor(array) -> bool:
+    """Whether this is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def adopt(array, device: str | None = None) -> Array:
+    """Take a user's array: float32 or float64, C-contiguous (copied if it is not), on the asked device."""
+    wanted = _backend(device)
+    tensor = is_tensor(array)
+    if tensor:
+        if array.requires_grad:
+            raise ValueError("u0 requires grad, but fd.solve does not differentiate: pass u0.detach()")
+        on_gpu, kind = array.device.type == "cuda", str(array.dtype).removeprefix("torch.")
+    else:
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"u0 is a NumPy array or a torch tensor, not {type(array).__name__}")
+        on_gpu, kind = False, str(array.dtype)
+    if kind not in FLOATS:
+        raise TypeError(f"u0 has dtype {kind}; expected float32 or float64: convert it, e.g. u0.astype(\"float64\")")
+    if tensor and on_gpu:
+        if wanted == "cpu":
+            raise ValueError('u0 is on the GPU but device="cpu" was asked for: pass u0.cpu()')
+        return Array(array.contiguous(), "cuda", lambda a: a)
+    if wanted == "cuda":
+        return _upload(array, tensor)
+    if tensor:
+        import torch
+
+        return Array(np.ascontiguousarray(array.numpy()), "cpu", torch.from_numpy)
+    return Array(np.ascontiguousarray(array), "cpu", lambda a: a)
+
+
+def _upload(array, tensor):
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError('device="cuda" was asked for, but torch finds no GPU; leave device out to use the CPU')
+    data = (array if tensor else torch.from_numpy(np.ascontiguousarray(array))).to("cuda").contiguous()
+    return Array(data, "cuda", (lambda a: a.cpu()) if tensor else (lambda a: a.cpu().numpy()))
+
+
+def _backend(device):
+    kind = None if device is None else str(device).split(":")[0]
+    if kind not in (None, "cpu", "cuda"):
+        raise ValueError(f"unknown device {device!r}; known: 'cpu', 'cuda', or None for where u0 is")
+    return kind
+
+
+def empty_like(a):
+    """An uninitialised array of the same kind."""
+    return np.empty_like(a) if isinstance(a, np.ndarray) else a.new_empty(a.shape)
+
+
+def march(rule, u, edges, steps, **how):
+    """March a rule where `u` is."""
+    if isinstance(u, np.ndarray):
+        from fastdiff.kernels._run import march as run
+
+        return run(rule, u, edges, steps, **how)
+    import torch
+
+    from fastdiff.kernels._march_cuda import march_cuda
+
+    how.pop("threads", None)
+    return march_cuda(rule, u, edges, steps, stream=torch.cuda.current_stream(u.device).cuda_stream, **how)

@@ -1,0 +1,7 @@
+"""Equations: one physics a file."""
+
+from fastdiff.equations._base import Equation
+from fastdiff.equations.gray_scott import GrayScott
+from fastdiff.equations.heat import Heat
+
+__all__ = ["Equation", "GrayScott", "Heat"]

@@ -1,0 +1,57 @@
+"""The Gray–Scott model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastdiff.equations._base import axis_values, common_batch, diffusive_limit, parameter
+from fastdiff.grid import Grid
+from fastdiff.kernels import gray_scott
+
+
+@dataclass(frozen=True)
+class GrayScott:
+    """Gray–Scott reaction–diffusion (Pearson, Science 261 (1993) 189, eq. 1).
+
+        u_t = D_u Δu - u v² + F (1 - u)
+        v_t = D_v Δv + u v² - (F + k) v
+
+    F feed rate and k removal rate, 1 / time; Du and Dv diffusivities, length² / time. Each is a number or an array
+    with one number a sample; Du and Dv may be tuples with one number an axis. Defaults are Pearson's diffusivities
+    (on a domain of 2.5 x 2.5) and one of his spot-forming points.
+    """
+
+    F: Any = 0.04
+    k: Any = 0.06
+    Du: Any = 2e-5
+    Dv: Any = 1e-5
+
+    names = ("u", "v")
+
+    def __post_init__(self):
+        for value, what in ((self.Du, "Du"), (self.Dv, "Dv")):
+            axis_values(value, what, len(value) if isinstance(value, tuple | list) else 1)
+        self.batch()
+
+    def batch(self) -> int:
+        """Samples that the parameters speak of."""
+        spread = [np.ones(1) if isinstance(d, tuple | list) else parameter(d, "a diffusivity") for d in (self.Du, self.Dv)]
+        return common_batch(parameter(self.F, "F", 0.0), parameter(self.k, "k", 0.0), *spread)
+
+    def diffusivities(self, grid: Grid) -> np.ndarray:
+        """D of each sample, component and axis, (batch or 1, 2, axes)."""
+        u, v = axis_values(self.Du, "Du", grid.ndim), axis_values(self.Dv, "Dv", grid.ndim)
+        return np.stack(np.broadcast_arrays(u, v), axis=1)
+
+    def euler(self, grid: Grid, dt: float, batch: int, dtype):
+        """FTCS with the reaction at the old level (kernels/gray_scott.py)."""
+        rate = self.diffusivities(grid) * dt / np.square(grid.spacing)
+        F, k = parameter(self.F, "F"), parameter(self.k, "k")
+        return gray_scott.rule(np.broadcast_to(rate, (batch, 2, grid.ndim)), F * dt, (F + k) * dt, dt, dtype)
+
+    def stable_dt(self, grid: Grid, stiffness=None) -> float:
+        """The smaller of the diffusive limit and 1 / (F + k); a necessary condition, the reaction is nonlinear."""
+        rates = parameter(self.F, "F") + parameter(self.k, "k")
+        reaction = 1.0 / rates.max() if rates.max() > 0 else np.inf
+        return float(min(diffusive_limit(self.diffusivities(grid), grid, stiffness), reaction))

@@ -1,0 +1,61 @@
+"""Forward Euler (FTCS): explicit, first order in time, run by the blocked kernels."""
+
+from math import ceil
+from time import perf_counter
+
+import numpy as np
+
+from fastdiff import dispatch
+from fastdiff.boundary import lower
+
+SAFETY = 0.9  # of the stability limit, where the user gives no step
+CHUNK_SECONDS = 0.2  # between looks at the field, the clock and the keyboard
+RATE = 2e9  # cell updates a second, for the first chunk
+
+
+class Unstable(ValueError):
+    """A step beyond the stability limit."""
+
+
+class Euler:
+    """One problem, ready to march: equation, grid and boundaries for a batch of samples of one dtype."""
+
+    def __init__(self, equation, grid, boundary, batch, dtype, initial=None, threads=None):
+        self.equation, self.grid, self.batch, self.dtype, self.threads = equation, grid, batch, np.dtype(dtype), threads
+        self.faces = lower(boundary, grid, equation.names, batch, dtype, initial, equation.diffusivities(grid))
+        self.limit = equation.stable_dt(grid, self.faces.stiffness)
+        self._rules = {}
+
+    def check(self, dt):
+        """Refuse a step beyond the stability limit."""
+        if dt > self.limit * (1 + 1e-9):
+            raise Unstable(f"dt = {dt:g} is unstable for euler on this grid; the largest stable step is {self.limit:g}")
+
+    def rule(self, dt):
+        """The compiled rule of a step."""
+        if dt not in self._rules:
+            self._rules = {dt: self.equation.euler(self.grid, dt, self.batch, self.dtype)}
+        return self._rules[dt]
+
+    def advance(self, u, t, dt, steps, out=None, work=None, initial=None):
+        """March `u` (B, C, *grid) by `steps` steps from time t; return a new array, or `out`."""
+        on_cpu = isinstance(u, np.ndarray)
+        edges = self.faces.edges(t, dt, steps, initial=initial, tables=not on_cpu)
+        return dispatch.march(self.rule(dt), u, edges, steps, out=out, work=work, threads=self.threads)
+
+
+def steps_between(start: float, end: float, dt: float) -> int:
+    """The number of equal steps, each at most dt, from start to end."""
+    return max(1, ceil((end - start) / dt * (1 - 1e-12)))
+
+
+def chunks(steps: int, cells: int):
+    """Cut a march into chunks of about CHUNK_SECONDS; yields the size of each, adapting to the measured speed."""
+    size, done = max(16, int(CHUNK_SECONDS * RATE / max(cells, 1)) // 16 * 16), 0
+    while done < steps:
+        now = min(size, steps - done)
+        start = perf_counter()
+        yield now
+        done += now
+        rate = now / max(perf_counter() - start, 1e-9)
+        size = max(16, min(4 * size, int(CHUNK_SECONDS * rate)) // 16 * 16)

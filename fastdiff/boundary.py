@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastdiff.grid import Grid
-from fastdiff.kernels._edges import GHOST, HOLD, Edges, Side, make_edges
+from fastdiff.kernels._edges import _SPACE, GHOST, HEAD, HOLD, ITEMS, VALUE, Edges, Side, make_edges
 
 # -- what users write ------------------------------------------------------------------------------------------------
 
@@ -259,7 +259,7 @@ class Faces:
         for (c, axis, end), wall in self.walls.items():
             if wall.how == TABLE or (wall.how == CALL and tables):
                 values = _tabulate(wall, self.grid, axis, end, times)
-                at = edges.ints[_offset_entry(self.grid.ndim, c, axis, end)]
+                at = edges.ints[HEAD + (c * 6 + 2 * _SPACE[self.grid.ndim][axis] + end) * ITEMS + VALUE]
                 reals[at : at + values.size] = values.ravel()
         return Edges(edges.ints, reals, clock)
 
@@ -272,13 +272,6 @@ def _on_host(wall):
 
 def _with(side: Side, **changes) -> Side:
     return Side(**{**vars(side), **changes})
-
-
-def _offset_entry(ndim, c, axis, end):
-    """Where `Edges.ints` keeps the offset of a side's values."""
-    from fastdiff.kernels._edges import _HEAD, _ITEMS, _SPACE
-
-    return _HEAD + (c * 6 + 2 * _SPACE[ndim][axis] + end) * _ITEMS + 2
 
 
 def _stiffness(side: Side) -> float:
@@ -324,6 +317,8 @@ def lower(boundary, grid: Grid, names: tuple[str, ...] = ("u",), batch: int = 1,
     diffusivity  broadcastable to (batch, components, axes); only Flux asks for it
     """
     given = conditions(boundary, grid, tuple(names))
+    for side in _sides(grid, len(names)):
+        given.setdefault(side, _NO_FLUX)
     if not any(isinstance(c, Flux) for c in given.values()):
         diffusivity = None
     elif diffusivity is not None:
@@ -338,6 +333,15 @@ def lower(boundary, grid: Grid, names: tuple[str, ...] = ("u",), batch: int = 1,
             if "unhashable" not in str(error):
                 raise
     return _lower(*args, diffusivity, u0)
+
+
+_NO_FLUX = Neumann(0.0)
+
+
+@lru_cache(maxsize=64)
+def _sides(grid, components):
+    bounded = [axis for axis in range(grid.ndim) if not grid.periodic[axis]]
+    return [(c, axis, end) for c in range(components) for axis in bounded for end in (0, 1)]
 
 
 @lru_cache(maxsize=64)
@@ -425,14 +429,12 @@ def _face_array(value, face, batch, label):
     if face and numbers.ndim == 1 and len(face) == 1 and numbers.shape == face == (batch,) and batch > 1:
         raise ValueError(f"the {batch} values at {label} could be one a sample or one a point of the face: "
                          f"give them the shape ({batch}, 1) or (1, {batch})")
-    if numbers.ndim == len(face) + 1 or numbers.size == 1:
-        whole = numbers.reshape(numbers.shape if numbers.ndim == len(face) + 1 else (1,) * (len(face) + 1))
-    elif numbers.shape == face:
-        whole = numbers[None]
-    elif numbers.shape == (batch,):
+    if numbers.size == 1:
+        whole = numbers.reshape((1,) * (len(face) + 1))
+    elif numbers.shape == (batch,) and numbers.shape != face:
         whole = numbers.reshape(-1, *[1] * len(face))
     else:
-        whole = numbers.reshape(-1)
+        whole = numbers[None] if numbers.ndim == len(face) else numbers
     if whole.ndim != len(face) + 1 or any(n not in (1, m) for n, m in zip(whole.shape, (batch, *face))):
         over = f"{face} over the face, {(batch, *face)} with the batch" if face else "a number"
         raise ValueError(f"the value at {label} has shape {numbers.shape}: expected {over}, or ({batch},) one a sample")

@@ -36,7 +36,8 @@ def own_cache(tmp_path_factory):
 EXPRESSIONS = [
     "sin(t)", "0.1*exp(-x)*cos(2*t) - u**4/3", "u^2 - 3*u + 1/7", "sqrt(u) + u**0.5 + u**1.5 + u**(1/3)",
     "tan(x)*tanh(y)", "sinh(x) - cosh(z) + log(u) + abs(y)", "Max(t, x, 0.3) + Min(y, z)",
-    "Heaviside(t - 0.5) + step(x - 0.3)", "2**t", "-u", "1e-3*(x + y)**3/(1 + z**2)", "pi*E + 2", "exp(log(u))*u**-2", "0.1", "3*(0.1 + x - x)",
+    "Heaviside(t - 0.5) + step(x - 0.3)", "2**t", "-u",
+    "1e-3*(x + y)**3/(1 + z**2)", "pi*E + 2", "exp(log(u))*u**-2", "0.1", "3*(0.1 + x - x)",
 ]
 
 
@@ -61,9 +62,10 @@ def test_uses_and_arrays():
 
 @pytest.mark.parametrize("text", [
     "__import__('os').system('true')", "().__class__", "x.real", "x[0]", "lambda: 1", "[t for t in (1,)]",
-    "t if t else x", "eval('1')", "open('f')", "'a'", "f'{t}'", "1j", "True", "t; x", "t = 1", "t := 1", "x and t", "t < 1", "not t",
-    "~t", "t % 2", "t // 2", "t @ x", "t, x", "{t}", "*t", "sin(*t)", "sin(**t)", "sin(x=t)", "sin.__call__(t)",
-    "None", "...", "t #\"\"\"\nimport os", "sin", "await t", "1e999", "t\0", "", "  ", "(t", "exec(t)", "t is x",
+    "t if t else x", "eval('1')", "open('f')", "'a'", "f'{t}'", "1j", "True", "t; x", "t = 1", "t := 1", "x and t",
+    "t < 1", "not t", "~t", "t % 2", "t // 2", "t @ x", "t, x", "{t}", "*t", "sin(*t)", "sin(**t)", "sin(x=t)",
+    "sin.__call__(t)", "None", "...", "t #\"\"\"\nimport os", "sin", "await t", "1e999", "t\0",
+    "", "  ", "(t", "exec(t)", "t is x",
 ])
 def test_code_is_refused(text):
     with pytest.raises(ValueError) as error:

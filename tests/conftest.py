@@ -1,0 +1,33 @@
+"""What all tests share."""
+
+import os
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+
+
+def cuda_ready() -> bool:
+    """Whether CUDA kernels can run in this process: in the simulator, or on a GPU."""
+    if SIMULATED:
+        return True
+    try:
+        from numba import cuda
+
+        return bool(cuda.is_available())
+    except Exception:  # a broken driver is no GPU
+        return False
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("cuda") and not cuda_ready():
+        pytest.skip("no GPU here; the simulator's own process runs it (NUMBA_ENABLE_CUDASIM=1)")
+
+
+@pytest.fixture
+def rng():
+    """A seeded random generator."""
+    return np.random.default_rng(0)

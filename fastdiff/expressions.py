@@ -29,7 +29,7 @@ CONSTANTS = {"pi": math.pi, "E": math.e}
 _LONGEST = 4000
 
 # name: (least, most arguments, its value for numbers, its name in SymPy)
-FUNCTIONS: dict[str, tuple[int, int, Callable[..., float], str]] = {
+FUNCTIONS: dict[str, tuple[int, int, Callable[..., Any], str]] = {
     "sin": (1, 1, math.sin, "sin"), "cos": (1, 1, math.cos, "cos"), "tan": (1, 1, math.tan, "tan"),
     "sinh": (1, 1, math.sinh, "sinh"), "cosh": (1, 1, math.cosh, "cosh"), "tanh": (1, 1, math.tanh, "tanh"),
     "exp": (1, 1, math.exp, "exp"), "log": (1, 1, math.log, "log"), "sqrt": (1, 1, math.sqrt, "sqrt"),
@@ -84,10 +84,10 @@ class Expression:
 
     def address(self) -> int:
         """Address of a C function `double f(double t, double x, double y, double z, double u)`."""
-        return self._compiled.address
+        return int(self._compiled.address)
 
     @cached_property
-    def _compiled(self):
+    def _compiled(self) -> Any:
         if not self.uses <= set(ARGUMENTS):
             raise ValueError(f"{self.text!r} depends on more than {', '.join(ARGUMENTS)}")
         return _c_function(self._module.scalar, keep=getattr(self._module, "__file__", None) is not None)
@@ -182,8 +182,8 @@ def _read(text: str, known: tuple[str, ...]) -> ast.expr:
 
 def _check(node, text, known):
     """Let numbers, known names, operators and calls of known functions pass, and nothing else."""
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        if not math.isfinite(float(node.value) if abs(node.value) < 1e308 else math.inf):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        if not abs(node.value) < 1e308:
             raise ValueError(f"a number in {text!r} is too large; known: numbers below 1e308")
     elif isinstance(node, ast.Name):
         if node.id not in known and node.id not in CONSTANTS:
@@ -361,10 +361,10 @@ class Function:
 
     def address(self) -> int:
         """Address of a C function `double f(double t, double x, double y, double z, double u)`."""
-        return self._compiled.address
+        return int(self._compiled.address)
 
     @cached_property
-    def _compiled(self):
+    def _compiled(self) -> Any:
         import numba
 
         names = [name for name in ARGUMENTS if name in self.uses]

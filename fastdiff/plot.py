@@ -73,7 +73,7 @@ def _close(figure):
     plt.close(figure)
 
 
-def _colours(values):
+def _colours(values) -> dict[str, Any]:
     """Colour map and limits: symmetric about 0 where the field has both signs."""
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)

@@ -139,12 +139,13 @@ class Solution:
             raise FileNotFoundError(f"there is no file {path}: save a Solution there first")
         try:
             with h5py.File(path, "r") as file:
-                if file.attrs.get("format") != _FORMAT:
+                attrs: dict[str, Any] = dict(file.attrs)
+                if attrs.get("format") != _FORMAT:
                     raise ValueError(f"{path} is not a solution that fastdiff saved")
                 t, u, final = (np.asarray(file[name]) for name in ("t", "u", "final"))
-                grid = Grid(**json.loads(file.attrs["grid"])) if "grid" in file.attrs else None
-                return cls(t, u, final, json.loads(file.attrs["stats"]), grid, _read_equation(file),
-                           tuple(map(str, file.attrs["names"])))
+                grid = Grid(**json.loads(attrs["grid"])) if "grid" in attrs else None
+                return cls(t, u, final, json.loads(attrs["stats"]), grid, _read_equation(file),
+                           tuple(map(str, attrs["names"])))
         except (OSError, KeyError, RuntimeError) as error:
             why = str(error).splitlines()[0]
             raise ValueError(f"{path} is damaged or not a solution that fastdiff saved: {why}") from error

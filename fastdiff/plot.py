@@ -112,12 +112,12 @@ def _profiles(solution, names, frames, shown):
 
 def _frames(solution, names, frames, shown):
     """2-D: a row for each component, a column for each time."""
-    figure, axes = _figure(len(names), len(shown), 2.6, 2.6)
-    for name, field, row in zip(names, np.moveaxis(frames, 1, 0), axes):
+    figure, axes = _figure(len(names), len(shown), 2.6, 2.6 * _slant(solution.grid, (0, 1)) + 0.2)
+    for c, (name, field, row) in enumerate(zip(names, np.moveaxis(frames, 1, 0), axes)):
         colours = _colours(field[shown])
         for frame, cell in zip(shown, row):
             image = _image(cell, solution.grid, field[frame], (0, 1), colours)
-            cell.set_title(f"t = {solution.t[frame]:.4g}", fontsize="medium")
+            cell.set_title(f"t = {solution.t[frame]:.4g}" if c == 0 else "", fontsize="medium")
         figure.colorbar(image, ax=list(row), label=name, shrink=0.85)
     _only_outer_labels(axes)
     return figure
@@ -143,11 +143,19 @@ def _image(cell, grid, field, axes, colours):
     """A plane of the field, its first axis to the right."""
     image = cell.imshow(field.T, origin="lower", extent=(*_edges(grid, axes[0]), *_edges(grid, axes[1])),
                         interpolation="nearest", **colours)
-    (left, right), (bottom, top) = _edges(grid, axes[0]), _edges(grid, axes[1])
-    if not 0.2 < (top - bottom) / (right - left) < 5:
+    if _slant(grid, axes) in (_FLATTEST, _STEEPEST):
         cell.set_aspect("auto")
     cell.set(xlabel=grid.names[axes[0]], ylabel=grid.names[axes[1]])
     return image
+
+
+_FLATTEST, _STEEPEST = 0.3, 2.5
+
+
+def _slant(grid, axes) -> float:
+    """Height over width of a picture of two axes."""
+    (left, right), (bottom, top) = _edges(grid, axes[0]), _edges(grid, axes[1])
+    return float(np.clip((top - bottom) / (right - left), _FLATTEST, _STEEPEST))
 
 
 def _only_outer_labels(axes):
@@ -173,7 +181,7 @@ def _moving_frames(solution, names, frames):
     grid = solution.grid
     if grid.ndim == 3:
         frames = np.take(frames, grid.shape[2] // 2, -1)
-    figure, axes = _figure(1, len(names), 4.0, 3.6)
+    figure, axes = _figure(1, len(names), 4.0, 3.6 * _slant(grid, (0, 1)) + 0.4)
     images = []
     for c, (name, cell) in enumerate(zip(names, axes[0])):
         images.append(_image(cell, grid, frames[0, c], (0, 1), _colours(frames[:, c])))

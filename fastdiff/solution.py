@@ -125,7 +125,7 @@ class Solution:
                 file[name] = _numpy(getattr(self, name))
             if self.grid is not None:
                 file.attrs["grid"] = _to_json({f.name: getattr(self.grid, f.name) for f in fields(self.grid)})
-            file.attrs["equation"] = repr(self.equation)
+            file.attrs["equation"] = self.equation if isinstance(self.equation, str) else repr(self.equation)
             if is_dataclass(self.equation):
                 _write_fields(file.create_group("equation"), self.equation)
 

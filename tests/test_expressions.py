@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ EXPRESSIONS = [
 
 @pytest.mark.parametrize("text", EXPRESSIONS)
 def test_compiled_and_host_values_equal_sympy(text):
-    f = formula(text)
+    f = Expression(text)
     exact = float(f.sympy().evalf(40, subs={sympy.Symbol(k, real=True): sympy.Float(v, 40) for k, v in POINT.items()}))
     assert math.isclose(C(f.address())(*POINT.values()), exact, rel_tol=4e-15)
     assert math.isclose(float(f.host(**POINT)), exact, rel_tol=4e-15)
@@ -148,9 +149,7 @@ def test_a_second_process_loads_it_compiled(tmp_path):
 
 def test_a_damaged_module_is_written_anew():
     Expression("t*17").host(t=1.0)
-    file = Expression("t*17")._module.__file__
-    with open(file, "w") as f:
-        f.write("def host(t):\n    retu")
+    Path(str(Expression("t*17")._module.__file__)).write_text("def host(t):\n    retu")
     assert Expression("t*17").host(t=2.0) == 34.0
 
 

@@ -44,7 +44,7 @@ def test_frozen_hashable_and_equal():
     grid = Grid([8, 8], extent=[1, 1])
     assert grid == Grid((8, 8)) and hash(grid) == hash(Grid((8, 8))) and grid.spacing == grid.spacing
     with pytest.raises(AttributeError):
-        grid.shape = (3,)
+        grid.shape = (3,)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(("make", "says"), [

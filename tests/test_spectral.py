@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ CENTERINGS = ["nodes", "cells"]
 WALLS = ["periodic", "DD", "DN", "ND", "NN"]
 
 
-def wall(kind, value=0.0):
+def wall(kind, value: Any = 0.0):
     return Dirichlet(value) if kind == "D" else Neumann(value)
 
 
@@ -77,7 +78,7 @@ def test_narrow_axes(centering, sizes):
         if centering == "nodes" and sizes == 1 and walls != "periodic":
             continue
         grid = Grid((7, sizes), centering=centering, periodic=(False, walls == "periodic"))
-        boundary = {"x": (Dirichlet(0.3), None)}
+        boundary: dict[str, Any] = {"x": (Dirichlet(0.3), None)}
         if walls != "periodic":
             boundary["y"] = (wall(walls[0], 0.1), wall(walls[1], 0.2))
         u, dt = np.random.default_rng(0).random((1, 1, *grid.shape)), 2e-3
@@ -122,7 +123,7 @@ def test_exact_symbol_solves_sine_modes_to_rounding(centering, ndim, n, mode):
     grid = Grid((n,) * ndim, extent=L, centering=centering, periodic=mode == "periodic")
     k = {"DD": 2 * math.pi / L, "NN": 3 * math.pi / L, "periodic": 4 * math.pi / L}.get(mode, 1.5 * math.pi / L)
     shape = np.sin if mode[0] == "D" else np.cos
-    u = math.prod(shape(k * x) for x in grid.coordinates())[None, None]
+    u = np.array(math.prod(shape(k * x) for x in grid.coordinates()))[None, None]
     boundary = None if mode == "periodic" else {name: (wall(mode[0]), wall(mode[1])) for name in grid.names}
     out = propagate(u, grid, boundary, 0.7, 0.04)
     np.testing.assert_allclose(out, u * math.exp(-0.7 * ndim * k * k * 0.04), atol=1e-14)

@@ -14,7 +14,7 @@ import fastdiff
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {"kernels": 0, "data": 2, "nn": 2, "bench": 3, "cli": 4}  # everything else in fastdiff: 1
-HEAVY = ("torch", "matplotlib", "sympy", "scipy", "h5py", "pytest", "rich", "numba.cuda.cudadrv")
+HEAVY = ("torch", "matplotlib", "sympy", "h5py", "pytest", "rich", "typer", "numba.cuda.cudadrv")
 
 
 def source_files():

@@ -167,11 +167,11 @@ def test_a_new_file_is_found_and_passes(tmp_path, dtype):
 MUTANTS = {
     "wrong coefficient": ("rate * ((now", "rate * (two * rate) * ((now", "differs from its reference"),
     "wrong last cell": ("now[0, 0, (i + 1) % n]", "now[0, 0, min(i + 1, n - 1)]", "differs from its reference"),
-    "one step short": ("range(steps):\n            for", "range(steps - 1):\n            for", "differs from its reference"),
+    "one step short": ("(steps):\n            for", "(steps - 1):\n            for", "differs from its reference"),
     "a cell not written": ("for i in range(n)", "for i in range(n - 1)", "unwritten or NaN"),
     "input changed": ("now, new = u.copy(), out", "now, new = u, out", "changed its input 'u'"),
     "float32 arithmetic": ("two * now[0, 0, i])", "two * np.float32(now[0, 0, i]))", "differs from its reference"),
-    "another array returned": ("return out\n\n\n    def sample", "return out.copy()\n\n\n    def sample", "does not return"),
+    "another array returned": ("return out\n\n", "return out.copy()\n\n", "does not return"),
 }
 
 

@@ -28,13 +28,16 @@ CONVERSION = re.compile(r"\bv?cvt(?:ss2sd|ps2pd|sd2ss|pd2ps)\b")
 DOUBLE = re.compile(r"\bv?(?:add|sub|mul|div|sqrt|fn?m(?:add|sub)\d+)[sp]d\b")
 
 
-@njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **FLAGS)  # the wrapper converts Python's floats
+OPTIONS: dict[str, Any] = {**FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # wrappers convert numbers
+
+
+@njit(**OPTIONS)
 def one_row(p, dst, src, at, step):
     """The hot loop of a rule and nothing else."""
     update_row(p, dst, at, at, src, at, at, at, at, at, at, at, at, step, step, step, at)
 
 
-def row_code(rule, dtype=types.float32):
+def row_code(rule, dtype: types.Float = types.float32):
     """Machine code of one row of a rule, line by line."""
     values = types.Array(dtype, 1, "C")
     signature = (numba.typeof(rule), values, values, types.uint64, types.int64)

@@ -42,7 +42,7 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
               steps of at most dt
     method    "euler" (FTCS, first order in time), "spectral" (exact in time; constant coefficients and boundaries),
               "auto": spectral where it applies, else euler
-    dt        largest step of a fixed-step method; default: 0.9 of the stability limit
+    dt        largest step of a fixed-step method; default: 0.9 of the stability limit (reaction included)
     rtol      asked relative error in time, with method "auto" alone; default 1e-4
     device    "cpu", "cuda", or None: where u0 is. An explicit choice never falls back
     threads   CPU threads; default: all cores we may use
@@ -151,7 +151,7 @@ def _euler(problem, dt, progress):
     euler = Euler(problem.equation, grid, problem.boundary, state.batch, str(state.data.dtype).removeprefix("torch."),
                   _host(state.data), problem.threads)
     if dt is None:
-        dt = SAFETY * euler.limit if np.isfinite(euler.limit) else times[-1] / 100
+        dt = euler.default_dt if np.isfinite(euler.default_dt) else times[-1] / 100
     euler.check(dt)
     counts = [steps_between(a, b, dt) if b > a else 0 for a, b in zip([0.0, *times[:-1]], times)]
     compiling = _compile(euler, dt, state)

@@ -30,6 +30,7 @@ would fill the registers.
 Time blocking after Nguyen et al., "3.5-D blocking optimization for stencil computations", SC 2010.
 """
 
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,11 +59,14 @@ from fastdiff.kernels._jit import (
     atomic_load,
     atomic_store,
     borrow,
+    flush_denormals,
     give_way,
     inline_here,
     inner,
     keep_apart,
     kernel,
+    restore_denormals,
+    restrict_dst,
     wide_vectors,
 )
 
@@ -102,7 +106,10 @@ def cell(p, u, at):
 
 @overload(cell, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
 def _cell(p, u, at):
-    return p.instance_class.cell
+    rule = p.instance_class
+    if list(signature(rule.cell).parameters) != ["p", "u", "at"]:
+        raise TypeError(f"the arguments of {rule.__name__}.cell must be called p, u and at")
+    return rule.cell
 
 
 def sample_of(p, b):
@@ -131,12 +138,15 @@ _STAR = "Star(src[s + {0} + x], src[m0 + {0} + x], src[p0 + {0} + x], src[m1 + {
 src[s + {0} + x - one], src[s + {0} + x + one])"
 
 
-@overload(update_row, inline="always")
+@overload(update_row, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
 def _update_row(p, dst, d, dcs, src, s, m0, p0, m1, p1, scs, lo, hi, step, i0, i1, origin):
     count = getattr(p.instance_class, "components", 1)
     stars = [_STAR.format(f"k{c}") for c in range(count)]
     lines = [
         "def row(p, dst, d, dcs, src, s, m0, p0, m1, p1, scs, lo, hi, step, i0, i1, origin):",
+        "    keep_apart()",
+        "    wide_vectors()",
+        "    restrict_dst()",
         "    k0 = l0 = zero",
         *(f"    k{c}, l{c} = k{c - 1} + scs, l{c - 1} + dcs" for c in range(1, count)),
         "    for x in range(lo, hi):",
@@ -144,6 +154,7 @@ def _update_row(p, dst, d, dcs, src, s, m0, p0, m1, p1, scs, lo, hi, step, i0, i
         *(f"        dst[d + l{c} + x] = new{'' if count == 1 else f'[{c}]'}" for c in range(count)),
     ]
     scope = {"cell": cell, "Star": Star, "At": At, "zero": np.uint64(0), "one": np.uint64(1)}
+    scope |= {"keep_apart": keep_apart, "wide_vectors": wide_vectors, "restrict_dst": restrict_dst}
     exec("\n".join(lines), scope)
     return scope["row"]
 
@@ -271,6 +282,13 @@ def called_ghost(e, b, c, side, step, i0, i1, i2, face, u0, u1):
 
 
 @inner
+def wrapped(i, n):
+    """`i` modulo `n`; a division only in the halo of a periodic axis."""
+    inline_here()
+    return i if 0 <= i < n else i % n
+
+
+@inner
 def copy_row(C, src, s, scs, dst, d, dcs, count):
     """Copy `count` cells of every component of one row, from offset `s` to offset `d`."""
     inline_here()
@@ -283,9 +301,11 @@ def copy_row(C, src, s, scs, dst, d, dcs, count):
 def load_row(C, src, s, scs, first, last, n2, dst, d, dcs):
     """Copy columns first:last of a row; columns beyond the ends are those of the periodic image."""
     keep_apart()
+    wide_vectors()
+    restrict_dst()
     k = first
     while k < last:
-        start = k % n2
+        start = wrapped(k, n2)
         count = min(n2 - start, last - k)
         copy_row(C, src, s + start, scs, dst, d + k - first, dcs, count)
         k += count
@@ -427,7 +447,7 @@ def tile_stream(params, edges, b, shape, source, target, memory, i0, i1, j0, j1,
             if bound2:
                 ka, kb = max(ka, np.int64(0)), min(kb, n2)
             at_low, at_high = bound2 and ka == 0, bound2 and kb == n2
-            now, iw = step + level, i % n0
+            now, iw = step + level, wrapped(i, n0)
             new, old = start + level * floor, start + (level - 1) * floor
             if level > 0 and bound0 and (i == 0 or i == n0 - 1):
                 ghost_planes(e, b, C, buf, old, plane, pitch, i, ja, jb, oy, ka + ox, kb + ox, now - 1, n0, n1, n2, -ox)
@@ -436,7 +456,7 @@ def tile_stream(params, edges, b, shape, source, target, memory, i0, i1, j0, j1,
             if level < levels:
                 wide_lo, wide_hi = lo // LANES * LANES, (hi + LANES - 1) // LANES * LANES
             for j in range(ja, jb):
-                jw = j % n1
+                jw = wrapped(j, n1)
                 line = (j + oy) * pitch
                 row, out, stride = new + (i & 3) * plane + line, buf, 4 * plane
                 if level == 0:
@@ -533,11 +553,12 @@ def run_resident(params, edges, shape, source, first, second, memory, counter, c
     scratch, progress = borrow(memory), borrow(counter)
     B, C, n0, n1, n2 = shape
     size = (C, n0, n1, n2)
+    float_state = flush_denormals()
     sweeps = (steps + depth - 1) // depth
     while True:
         turn = atomic_add(progress, 0, 1)
         if turn >= sweeps * B * count:
-            return
+            break
         sweep, tile = turn // (B * count), turn % (B * count)
         b, t = tile // count, tile % count
         if sweep > 0:
@@ -551,6 +572,7 @@ def run_resident(params, edges, shape, source, first, second, memory, counter, c
         else:
             tile_resident(p, e, b, size, there, here, scratch, k0, k1, levels, step + sweep * depth)
         atomic_store(progress, 1 + tile, sweep + 1)
+    restore_denormals(float_state)
 
 
 @kernel()
@@ -560,12 +582,13 @@ def run_stream(params, edges, shape, source, first, second, memory, counter, c0,
     scratch, progress = borrow(memory), borrow(counter)
     B, C, n0, n1, n2 = shape
     size = (C, n0, n1, n2)
+    float_state = flush_denormals()
     tiles = B * c0 * c1 * c2
     sweeps = (steps + depth - 1) // depth
     while True:
         turn = atomic_add(progress, 0, 1)
         if turn >= sweeps * tiles:
-            return
+            break
         sweep, tile = turn // tiles, turn % tiles
         b, t0, t1, t2 = tile // (c0 * c1 * c2), tile // (c1 * c2) % c0, tile // c2 % c1, tile % c2
         if sweep > 0:
@@ -581,3 +604,4 @@ def run_stream(params, edges, shape, source, first, second, memory, counter, c0,
         else:
             tile_stream(p, e, b, size, there, here, scratch, i0, i1, j0, j1, k0, k1, levels, step + sweep * depth)
         atomic_store(progress, 1 + tile, sweep + 1)
+    restore_denormals(float_state)

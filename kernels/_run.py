@@ -44,14 +44,11 @@ def _plan_line(B, C, n, kinds, itemsize, threads, steps):
 
 def _plan_stream(shape, kinds, itemsize, threads):
     B, C, n0, n1, n2 = shape
-    if n1 == 1 and kinds[1] == ABSENT:
-        depth, height, rows, width = 16, 256, 1, 4096 // (itemsize * C) * 2
-    else:
-        depth, height, rows, width = 4, 64, 64, 1024 // (itemsize * C)
-    shares = max(1, ceil(2 * threads / B))
-    c0 = max(ceil(n0 / height), min(shares, n0))
-    tiles = (c0, ceil(n1 / rows), ceil(n2 / width))
-    return Plan("stream", tiles, depth)
+    flat = n1 == 1 and kinds[1] == ABSENT
+    depth, height, rows, width = (16, 512, 1, 8192) if flat else (4, 64, 48, 1024)
+    shares = max(1, ceil(2 * threads / B))  # tiles along axis 0, so that no thread waits long
+    c0 = max(ceil(n0 / height), min(shares, ceil(n0 / depth)))
+    return Plan("stream", (c0, ceil(n1 / rows), ceil(n2 * itemsize * C / width)), depth)
 
 
 def _fit(plan, shape):

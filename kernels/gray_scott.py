@@ -52,8 +52,8 @@ class GrayScott1D(NamedTuple):
     components = 2
 
     @staticmethod
-    def cell(p, w, at):
-        u, v = w
+    def cell(p, u, at):
+        u, v = u
         eaten = p.dt * ((u.c * v.c) * v.c)
         spread_u, spread_v = (u.m2 + u.p2) - p.two * u.c, (v.m2 + v.p2) - p.two * v.c
         return (u.c + (p.du * spread_u + (p.feed * (p.one - u.c) - eaten)),
@@ -73,8 +73,8 @@ class GrayScott2D(NamedTuple):
     components = 2
 
     @staticmethod
-    def cell(p, w, at):
-        u, v = w
+    def cell(p, u, at):
+        u, v = u
         eaten = p.dt * ((u.c * v.c) * v.c)
         spread_u = ((u.m0 + u.p0) + (u.m2 + u.p2)) - p.four * u.c
         spread_v = ((v.m0 + v.p0) + (v.m2 + v.p2)) - p.four * v.c
@@ -99,8 +99,8 @@ class GrayScottAxes(NamedTuple):
     components = 2
 
     @staticmethod
-    def cell(p, w, at):
-        u, v = w
+    def cell(p, u, at):
+        u, v = u
         eaten = p.dt * ((u.c * v.c) * v.c)
         two_u, two_v = p.two * u.c, p.two * v.c
         spread_u = p.du0 * ((u.m0 + u.p0) - two_u) + (p.du1 * ((u.m1 + u.p1) - two_u) + p.du2 * ((u.m2 + u.p2) - two_u))

@@ -1,6 +1,7 @@
 """What every equation offers to the integrators, and how its parameters are read."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,6 +31,10 @@ class Equation(Protocol):
         """The largest stable step of forward Euler."""
         ...
 
+    def reaction_rate(self) -> float:
+        """A bound on how fast the reaction pulls a component down, 1 / time; 0 without one."""
+        ...
+
 
 def parameter(value, what: str, low: float = -np.inf) -> np.ndarray:
     """A parameter as (1,) or (batch,) float64; refuses what is not finite or below `low`."""
@@ -48,6 +53,23 @@ def _checked(numbers, what, low):
 
 
 def axis_values(value, what: str, ndim: int) -> np.ndarray:
+    """Remembered `_axis_values` of numbers and tuples."""
+    if isinstance(value, float | int | tuple):
+        try:
+            return _remembered(value, what, ndim)
+        except TypeError:  # a tuple of arrays
+            pass
+    return _axis_values(value, what, ndim)
+
+
+@lru_cache(maxsize=256)
+def _remembered(value, what, ndim):
+    numbers = _axis_values(value, what, ndim)
+    numbers.flags.writeable = False
+    return numbers
+
+
+def _axis_values(value, what: str, ndim: int) -> np.ndarray:
     """A diffusivity as (1 or batch, axes): a number, a tuple with one number an axis, or an array of one a sample."""
     if isinstance(value, Mapping) or isinstance(value, str):
         raise ValueError(f"{what} is a number, a tuple with one an axis, or an array with one a sample, not {value!r}")

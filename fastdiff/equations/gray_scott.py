@@ -51,7 +51,11 @@ class GrayScott:
         return gray_scott.rule(np.broadcast_to(rate, (batch, 2, grid.ndim)), F * dt, (F + k) * dt, dt, dtype)
 
     def stable_dt(self, grid: Grid, stiffness=None) -> float:
-        """The smaller of the diffusive limit and 1 / (F + k); a necessary condition, the reaction is nonlinear."""
+        """The smaller of the diffusive limit and 2 / (F + k); a necessary condition, the reaction is nonlinear."""
         rates = parameter(self.F, "F") + parameter(self.k, "k")
-        reaction = 1.0 / rates.max() if rates.max() > 0 else np.inf
+        reaction = 2.0 / rates.max() if rates.max() > 0 else np.inf
         return float(min(diffusive_limit(self.diffusivities(grid), grid, stiffness), reaction))
+
+    def reaction_rate(self) -> float:
+        """The fastest decay by reaction, v² + F with v <= 1."""
+        return float(1.0 + parameter(self.F, "F").max())

@@ -44,3 +44,7 @@ class Heat:
     def stable_dt(self, grid: Grid, stiffness=None) -> float:
         """The largest stable FTCS step: 1 / (2 sum of D/dx² over the axes)."""
         return diffusive_limit(self.diffusivities(grid), grid, stiffness)
+
+    def reaction_rate(self) -> float:
+        """There is no reaction: 0."""
+        return 0.0

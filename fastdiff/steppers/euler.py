@@ -24,6 +24,7 @@ class Euler:
         self.equation, self.grid, self.batch, self.dtype, self.threads = equation, grid, batch, np.dtype(dtype), threads
         self.faces = lower(boundary, grid, equation.names, batch, dtype, initial, equation.diffusivities(grid))
         self.limit = equation.stable_dt(grid, self.faces.stiffness)
+        self.default_dt = SAFETY * 2 / (2 / self.limit + equation.reaction_rate()) if self.limit < np.inf else np.inf
         self._rules = {}
 
     def check(self, dt):

@@ -214,7 +214,7 @@ class Faces:
         """The boundaries of a march of `steps` steps from time `start`.
 
         initial  the field (batch, components, *grid) whose values Dirichlet() holds, if `lower` was given none
-        tables   tabulate what depends on both time and place too, for machines that cannot call a C function
+        tables   tabulate all that does not depend on u, as a GPU needs it; with `values()` for the rest
         """
         if self.constant and not self.needs_initial:
             if self._packed is None:
@@ -227,6 +227,12 @@ class Faces:
             template = key, self._pack(held, steps + 1, tables)
             self._template = None if held else template
         return self._filled(template[1], start, dt, steps + 1, tables)
+
+    def values(self):
+        """What depends on u, as `march_cuda` takes it: with `edges(..., tables=True)`. None if nothing does."""
+        sides = [((c, 2 * _SPACE[self.grid.ndim][axis] + end), wall.formula)
+                 for (c, axis, end), wall in self.walls.items() if wall.how == CALL and "u" in wall.formula.uses]
+        return _value_class(tuple(sides))() if sides else None
 
     def _held(self, initial):
         held = {key: wall for key, wall in self.walls.items() if wall.how == INITIAL}
@@ -241,8 +247,7 @@ class Faces:
             side = wall.side
             if key in held:
                 side = _with(side, value=held[key])
-            elif wall.how == TABLE or (wall.how == CALL and tables):
-                _on_host(wall)
+            elif _tabulated(wall, tables):
                 cells = 1 if wall.how == TABLE else grid.size // grid.shape[key[1]]
                 side = _with(side, value=np.zeros((1, levels, cells)))
             elif wall.how == CALL:
@@ -257,17 +262,32 @@ class Faces:
         clock[:2] = start, dt
         times = start + dt * np.arange(levels)
         for (c, axis, end), wall in self.walls.items():
-            if wall.how == TABLE or (wall.how == CALL and tables):
+            if _tabulated(wall, tables):
                 values = _tabulate(wall, self.grid, axis, end, times)
                 at = edges.ints[HEAD + (c * 6 + 2 * _SPACE[self.grid.ndim][axis] + end) * ITEMS + VALUE]
                 reals[at : at + values.size] = values.ravel()
         return Edges(edges.ints, reals, clock)
 
 
-def _on_host(wall):
-    if "u" in wall.formula.uses:
-        raise ValueError(f"the boundary value {wall.formula.text!r} at {wall.label} depends on u, which needs "
-                         f'device="cpu"')
+def _tabulated(wall, tables):
+    return wall.how == TABLE or (wall.how == CALL and tables and "u" not in wall.formula.uses)
+
+
+@lru_cache(maxsize=64)
+def _value_class(sides):
+    """A class for `march_cuda`'s `values`: its `value` chooses the formula by component and side."""
+    lines = ["def value(values, c, side, t, x, y, z, u):"]
+    lines += [f"    if c == {c} and side == {side}:\n        return formula_{k}(t, x, y, z, u)"
+              for k, ((c, side), _) in enumerate(sides)]
+    scope = {f"formula_{k}": f.device for k, (_, f) in enumerate(sides)}
+    exec("\n".join([*lines, "    return 0.0"]), scope)
+
+    class Values(NamedTuple):
+        """Boundary values that depend on u."""
+
+        value = staticmethod(scope["value"])
+
+    return Values
 
 
 def _with(side: Side, **changes) -> Side:

@@ -87,6 +87,13 @@ class Expression:
         return int(self._compiled.address)
 
     @cached_property
+    def device(self):
+        """The same function of (t, x, y, z, u) in Python, for kernels that compile it in, such as those of a GPU."""
+        from numba.extending import register_jitable
+
+        return register_jitable(self._module.scalar)
+
+    @cached_property
     def _compiled(self) -> Any:
         if not self.uses <= set(ARGUMENTS):
             raise ValueError(f"{self.text!r} depends on more than {', '.join(ARGUMENTS)}")
@@ -367,14 +374,24 @@ class Function:
     def _compiled(self) -> Any:
         import numba
 
-        names = [name for name in ARGUMENTS if name in self.uses]
-        source = f"lambda {', '.join(ARGUMENTS)}: float(given({', '.join(f'{name}={name}' for name in names)}))"
         try:
             given = self._given if hasattr(self._given, "py_func") else numba.njit(error_model="numpy")(self._given)
-            return _c_function(eval(source, {"given": given, "float": float}), keep=False)
+            return _c_function(self._calling(given), keep=False)
         except Exception as error:
-            why = f"{self.text} depends on {', '.join(names)} and must be compiled, which failed: {_first_line(error)}"
+            names = ", ".join(name for name in ARGUMENTS if name in self.uses)
+            why = f"{self.text} depends on {names} and must be compiled, which failed: {_first_line(error)}"
             raise ValueError(f"{why}; write it as an expression or in Numba-compatible code") from error
+
+    @cached_property
+    def device(self):
+        """The same function of (t, x, y, z, u) in Python, for kernels that compile it in, such as those of a GPU."""
+        from numba.extending import register_jitable
+
+        return register_jitable(self._calling(register_jitable(self._python)))
+
+    def _calling(self, given):
+        names = ", ".join(f"{name}={name}" for name in ARGUMENTS if name in self.uses)
+        return eval(f"lambda {', '.join(ARGUMENTS)}: float(given({names}))", {"given": given, "float": float})
 
 
 @cache

@@ -1,6 +1,9 @@
 """Boundary conditions: forms, ghost formulas, values in time and place, observed orders, bad input."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -80,7 +83,6 @@ def test_no_boundary_on_a_periodic_grid():
     (lambda: lower(Dirichlet("log(x)"), Grid(4)), "the boundary value 'log\\(x\\)' at x low is -inf"),
     (lambda: lower(Dirichlet("log(t)"), Grid(4)).edges(0.0, 0.1, 3), "at x low is -inf at t = 0"),
     (lambda: lower(Dirichlet("1/(t - x)"), Grid(4)).edges(0.0, 0.5, 3, tables=True), "is -?inf at t = 0"),
-    (lambda: lower(Neumann("u"), Grid(4)).edges(tables=True), 'depends on u, which needs device="cpu"'),
     (lambda: lower(lambda q: q, Grid(4)), "boundary is a condition"),
     (lambda: lower(Neumann(lambda q: q), Grid(4)), "unknown argument 'q'"),
     (lambda: lower(Dirichlet(), Grid(4)).edges(), "holds the initial values"),
@@ -187,6 +189,30 @@ def test_a_nonlinear_value_sees_u_at_the_wall(centering, wall):
         dx = grid.spacing[0]
         assert math.isclose(ghost, 3 + dx * wall**2 if centering == "cells" else 2 + 2 * dx * wall**2)
         assert faces.nonlinear
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("centering", CENTERINGS)
+def test_nonlinear_values_on_a_gpu(centering):
+    from fastdiff.kernels._march_cuda import march_cuda
+    from fastdiff.kernels.heat import rule
+
+    grid = Grid((5, 6), centering=centering)
+    top = Robin(1.0, 1.0, lambda u, x: x * u)
+    faces = lower({"x": (Neumann("y - u**2"), Dirichlet("t*y")), "y": (None, top)}, grid)
+    u, rate = np.random.default_rng(0).random((1, 1, 5, 6)), np.full((1, 2), 0.1)
+    out = march_cuda(rule(rate, u.dtype), u, faces.edges(0.5, 0.1, 3, tables=True), 3, values=faces.values())
+    np.testing.assert_allclose(out, reference(u, rate, faces.edges(0.5, 0.1, 3), 3), rtol=1e-14)
+    assert lower(Neumann("t*x"), grid).values() is None
+    assert type(lower(Neumann("u"), Grid(5)).values()) is type(lower(Neumann("u"), Grid(9)).values())
+
+
+@pytest.mark.skipif(os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0"), reason="this is the simulator")
+def test_gpu_parts_pass_in_the_simulator():
+    pytest.importorskip("numba_cuda", reason="the simulator comes with numba-cuda")
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda", __file__],
+                         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0 and "2 passed" in run.stdout, run.stdout + run.stderr
 
 
 @pytest.mark.parametrize("centering", CENTERINGS)

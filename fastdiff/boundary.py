@@ -346,13 +346,13 @@ def lower(boundary, grid: Grid, names: tuple[str, ...] = ("u",), batch: int = 1,
     if not any(isinstance(c, Dirichlet) and c.value is None for c in given.values()):
         u0 = None
     args = grid, tuple(given.items()), tuple(names), int(batch), np.dtype(dtype)
-    if u0 is None:
-        try:
-            return _lowered(*args, diffusivity)
-        except TypeError as error:  # a value is an array
-            if "unhashable" not in str(error):
-                raise
-    return _lower(*args, diffusivity, u0)
+    plain = u0 is None and all(_is_plain(condition) for condition in given.values())
+    return _lowered(*args, diffusivity) if plain else _lower(*args, diffusivity, u0)
+
+
+def _is_plain(condition):
+    """Whether a condition holds numbers and expressions alone, which cannot change behind our back."""
+    return all(value is None or isinstance(value, float | int | str) for value in vars(condition).values())
 
 
 _NO_FLUX = Neumann(0.0)

@@ -236,6 +236,14 @@ def test_constant_boundaries_are_packed_once():
     assert lower(boundary, grid, dtype=np.float32) is not faces
 
 
+def test_an_array_changed_in_place_is_seen():
+    value = np.zeros(5)
+    boundary = {"x": Dirichlet(value)}
+    lower(boundary, Grid((4, 5)))
+    value[:] = 7
+    assert hold(np.zeros((1, 1, 4, 5)), lower(boundary, Grid((4, 5))).edges(), 0)[0, 0, 0, 0] == 7
+
+
 # -- orders and conservation -----------------------------------------------------------------------------------------
 
 
@@ -295,6 +303,26 @@ def test_order_two_in_two_dimensions_with_values_along_the_walls(centering):
 
     rates, errors = order(error, [8, 16, 32])
     assert errors[-1] < 2e-3 and np.all(np.abs(rates - 2) < 0.2), (rates, errors)
+
+
+@pytest.mark.parametrize("centering", CENTERINGS)
+@pytest.mark.parametrize("shape", [(17,), (9, 12), (5, 6, 7)])
+def test_solve_equals_the_reference_under_every_kind_of_wall(centering, shape):
+    import fastdiff as fd
+
+    grid, D, dt = Grid(shape, centering=centering), 0.5, 2e-4
+    u = np.random.default_rng(0).random((2, *shape))
+    last = grid.names[-1]
+    boundary = {last: (Dirichlet(f"sin(t) + {last}"), Neumann("-u**4"))}
+    if len(shape) > 1:
+        boundary["x"] = (Robin(np.array([1.0, 2.0]), 2.0, f"t*{last}"), Neumann(lambda t: math.cos(t)))
+    if len(shape) > 2:
+        boundary["y"] = (Flux(np.linspace(0, 1, shape[0])[:, None]), Dirichlet())
+    s = fd.solve(fd.Heat(D), u, grid, 0.02, boundary=boundary, method="euler", dt=dt)
+    faces = lower(boundary, grid, batch=2, u0=u[:, None], diffusivity=D)
+    rate = np.tile([D * dt / dx**2 for dx in grid.spacing], (2, 1))
+    exact = reference(u[:, None], rate, faces.edges(0.0, dt, 100), 100)[:, 0]
+    np.testing.assert_allclose(s.final, exact, rtol=1e-13, atol=1e-14)
 
 
 def series(x, t, L, D, terms=4000):

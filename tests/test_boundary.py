@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -313,7 +314,7 @@ def test_solve_equals_the_reference_under_every_kind_of_wall(centering, shape):
     grid, D, dt = Grid(shape, centering=centering), 0.5, 2e-4
     u = np.random.default_rng(0).random((2, *shape))
     last = grid.names[-1]
-    boundary = {last: (Dirichlet(f"sin(t) + {last}"), Neumann("-u**4"))}
+    boundary: dict[str, Any] = {last: (Dirichlet(f"sin(t) + {last}"), Neumann("-u**4"))}
     if len(shape) > 1:
         boundary["x"] = (Robin(np.array([1.0, 2.0]), 2.0, f"t*{last}"), Neumann(lambda t: math.cos(t)))
     if len(shape) > 2:

@@ -208,9 +208,9 @@ def _rivals():
 @_plainly
 def bench(context: typer.Context):
     """Time every kernel against its reference; `fastdiff bench --help` lists what it takes."""
-    from fastdiff.bench import main as run
+    import fastdiff.bench
 
-    code = run(context.args)
+    code = fastdiff.bench.main(context.args)
     if code:
         raise typer.Exit(code)
 

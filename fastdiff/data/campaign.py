@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, prod
@@ -126,7 +126,7 @@ class Job:
             "samples": self.samples, "version": fd.__version__, "device": self.device,
             "grid_shape": self.grid.shape, "grid_extent": self.grid.extent, "grid_spacing": self.grid.spacing,
             "grid_periodic": self.grid.periodic, "grid_centering": self.grid.centering,
-            "labels": json.dumps(recipe.labels), "manifest": json.dumps(self.manifest()),
+            "labels": json.dumps(recipe.labels),
         }
 
     def axes(self) -> dict[str, np.ndarray]:
@@ -225,7 +225,8 @@ def generate(recipe: str | Recipe, path: str | os.PathLike, *, samples: int, sha
         while True:
             _make(job, parts, workers, threads, progress)
             try:
-                parts.merge(job)
+                with _status(f"merging the blocks into {path}", progress):
+                    parts.merge(job)
                 break
             except files.DamagedBlock as damage:
                 redone += 1
@@ -297,15 +298,15 @@ class _Parts:
     def __init__(self, path: Path, job: Job, overwrite: bool, block: int):
         self.path, self.folder, self.samples, self.block = path, Path(f"{path}.parts"), job.samples, block
         self.manifest, self.needed = job.manifest(), job.samples * job.sample_bytes
-        self.overwrite = overwrite
+        self.overwrite, self.lock = overwrite, None
 
     def __enter__(self):
         self._check_place()
-        fresh, self.lock = self._make_folder(), None
+        fresh = self._make_folder()
         try:
             self.lock = self._locked()
             if self.overwrite:
-                self._clear()
+                self._clear("*.block", "manifest.json")
             self._take_up()
             self._check_room()
         except BaseException:
@@ -314,8 +315,7 @@ class _Parts:
         return self
 
     def __exit__(self, kind, error, trace):
-        for stray in self.folder.glob("*.tmp"):
-            stray.unlink(missing_ok=True)
+        self._clear("*.tmp")
         done = len(self._finished())
         self._leave(kind is None or done == 0)
         if kind is None:
@@ -331,7 +331,9 @@ class _Parts:
 
     def _leave(self, remove):
         if remove:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._clear("*.block", "*.tmp", "manifest.json", "lock")
+            with suppress(OSError):
+                self.folder.rmdir()
         if self.lock is not None:
             os.close(self.lock)
 
@@ -347,10 +349,14 @@ class _Parts:
     def _existing(self):
         try:
             with files.open_file(self.path) as file:
-                there = json.loads(file.attrs["manifest"])
+                there = json.loads(file["manifest"][()])
         except (OSError, ValueError, KeyError):
             return f"{self.path} exists and is no data set of fastdiff: give another name, or overwrite it"
         differences = _differences(there, self.manifest)
+        if not differences and self.folder.is_dir():  # killed after the file was whole, before the blocks were gone
+            with suppress(OSError):
+                self.lock = self._locked()
+                self._leave(True)
         what = f"is another data set ({differences})" if differences else "is already complete"
         return f"{self.path} exists and {what}: use it, give another name, or overwrite it"
 
@@ -379,18 +385,18 @@ class _Parts:
                 pass
         return handle
 
-    def _clear(self):
-        for file in self.folder.iterdir():
-            if file.name != "lock":
-                file.unlink()
+    def _clear(self, *patterns):
+        """Remove files of ours; others are left alone."""
+        for pattern in patterns:
+            for file in self.folder.glob(pattern):
+                file.unlink(missing_ok=True)
 
     def _take_up(self):
         """Go on with the run that is here, or begin one."""
-        for stray in self.folder.glob("*.tmp"):
-            stray.unlink()
+        self._clear("*.tmp")
         file = self.folder / "manifest.json"
         if not file.exists():
-            self._clear()
+            self._clear("*.block")
             with files.written_whole(file) as temporary:
                 temporary.write_text(json.dumps({**self.manifest, "block": self.block}, indent=1))
             return
@@ -430,7 +436,7 @@ class _Parts:
         """Merge all blocks into the file."""
         blocks = [self.name(first) for first, _ in self.blocks()]
         files.merge(blocks, self.path, job.full_shape, job.recipe.dtype, job.recipe.fields, job.axes(),
-                    job.attributes())
+                    job.attributes(), self.manifest)
 
     def discard(self, block: Path, times: int):
         """Remove a damaged block, so that it is made again; more often than there are blocks, the disk is at fault."""
@@ -554,6 +560,14 @@ def _make_one(job, path, first, count, threads):
     files.write_block(path, wait(), parameters)
 
 
+def _status(text, shown):
+    if not shown:
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)
+
+
 @contextmanager
 def _bar(job, samples, shown):
     """A progress bar over samples with throughput and time left; gives `done(count)`."""
@@ -565,15 +579,16 @@ def _bar(job, samples, shown):
 
     columns = (TextColumn("{task.description}"), BarColumn(16), MofNCompleteColumn(),
                TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("left"))
-    start, made = time.perf_counter(), 0
+    start, before, made = time.perf_counter(), 0, 0
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(job.recipe.name, total=samples, rate="")
 
         def done(count):
-            nonlocal made
-            made += count
-            seconds = time.perf_counter() - start
-            progress.update(task, advance=count, rate=_rate(job, made, seconds))
+            nonlocal start, before, made
+            made, now = made + count, time.perf_counter()
+            progress.update(task, advance=count, rate=_rate(job, made - before, now - start))
+            if before == 0:  # the first block may have waited for the compiler: from here on, without it
+                start, before = now, made
 
         yield done
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ class Trajectories(Dataset):
             self._read_about(file)
         self._span = self.shape[1] if inputs is None else self._span_of(inputs, outputs, stride)
         self._windows = self.shape[1] - self._span + 1
-        self._file, self._process = None, None
+        self._file: Any = None
+        self._process: int | None = None
 
     def _read_about(self, file):
         self.shape, self.fields = file["fields"].shape, tuple(map(str, file["fields"].attrs["names"]))

@@ -9,7 +9,8 @@ A block is a header line and raw numbers. The data set (layout "fastdiff") is HD
     /t /x /y /z    times of the frames, coordinates of the points
     /parameters/…  (samples,) each
     /checksum      (samples,) CRC-32 of each sample's bytes in /fields
-    attributes     layout, recipe, equation, parameters' constants, grid, dt, method, seed, version, device
+    /manifest      JSON: the whole recipe, samples, shape, seed, device, version
+    attributes     layout, recipe, summary, equation, labels, grid_*, dt, method, seed, samples, version, device
 """
 
 import errno
@@ -19,6 +20,7 @@ import struct
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -101,14 +103,17 @@ def read_block(path: Path) -> np.ndarray:
     return fields
 
 
-def merge(blocks: list[Path], path: Path, shape: tuple[int, ...], dtype, names, axes: dict, attributes: dict) -> None:
+def merge(blocks: list[Path], path: Path, shape: tuple[int, ...], dtype, names, axes: dict, attributes: dict,
+          manifest: dict) -> None:
     """Merge blocks, in order, into the data set at `path`, by way of a temporary file beside the blocks."""
     headers = [read_header(block)[0] for block in blocks]
     parameters = {name: sum((h["parameters"][name] for h in headers), []) for name in headers[0]["parameters"]}
     sums = np.array(sum((h["checksums"] for h in headers), []), np.uint32)
     with written_whole(path, blocks[0].parent) as temporary:
         _reserve(temporary, int(np.prod(shape)) * np.dtype(dtype).itemsize + _METADATA)  # HDF5 itself fails badly
-        offset = _create(temporary, shape, dtype, names, axes, attributes, parameters, sums)
+        tables = {**axes, "checksum": sums, "manifest": np.bytes_(json.dumps(manifest)),
+                  **{f"parameters/{name}": _column(values) for name, values in parameters.items()}}
+        offset = _create(temporary, shape, dtype, names, tables, attributes)
         _reserve(temporary, temporary.stat().st_size)
         with open(temporary, "r+b") as file:
             file.seek(offset)
@@ -127,19 +132,19 @@ def _reserve(path, size):
                     raise
 
 
-def _create(path, shape, dtype, names, axes, attributes, parameters, sums) -> int:
+def _column(values) -> np.ndarray:
+    return np.array(values, "S") if isinstance(values[0], str) else np.array(values)
+
+
+def _create(path, shape, dtype, names, tables, attributes) -> int:
     """Make the HDF5 file with room for the fields; return the byte where they begin."""
     with h5py.File(path, "w") as file:
         file.attrs.update(attributes)
-        for name, values in axes.items():
+        for name, values in tables.items():
             file[name] = values
-        for name, values in parameters.items():
-            texts = isinstance(values[0], str)
-            file.create_dataset(f"parameters/{name}", data=np.array(values, "S") if texts else np.array(values))
-        file["checksum"] = sums
         fields = _room(file, "fields", shape, dtype)
         fields.attrs["names"] = list(names)
-        for dim, label in zip(fields.dims, ("sample", "t", "field", *list(axes)[1:])):
+        for dim, label in zip(fields.dims, ("sample", "t", "field", "x", "y", "z")):
             dim.label = label
         return fields.id.get_offset()
 
@@ -155,8 +160,8 @@ def _room(file, name, shape, dtype) -> h5py.Dataset:
     return h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, plist))
 
 
-def open_file(path) -> h5py.File:
-    """A data set opened for reading; says so when it is not one, or not whole."""
+def open_file(path) -> Any:
+    """A data set, an h5py.File, opened for reading; says so when it is not one, or not whole."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; `fastdiff generate` makes data sets")
@@ -165,7 +170,7 @@ def open_file(path) -> h5py.File:
     except OSError as error:
         what = "is cut short" if "truncated" in str(error) else "is no HDF5 file, or a damaged one"
         raise OSError(f"{path} {what}: delete it and generate it again") from error
-    if file.attrs.get("layout") != LAYOUT:
+    if file.attrs.get("layout") != LAYOUT or "manifest" not in file:
         layout = file.attrs.get("layout", "unknown")
         file.close()
         raise ValueError(f'{path} has the layout {layout!r}; this reads {LAYOUT!r}')

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-import fastdiff as fd
+from fastdiff import equations
 from fastdiff.boundary import Condition, Dirichlet, Neumann
 from fastdiff.data.initial import FourierSeries, GaussianField, OneOf, Seeds
 from fastdiff.grid import Grid
 from fastdiff.steppers.euler import SAFETY, Euler
+
+EQUATIONS = tuple(name for name in equations.__all__ if name != "Equation")
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Recipe:
         parameters: dict[str, Any] = {}
         for name, value in self.parameters.items():
             parameters |= _named(name, value(rng) if callable(value) else value)
-        return parameters, np.asarray(self.initial(rng, grid), self.dtype)
+        return _plain(parameters), np.asarray(self.initial(rng, grid), self.dtype)
 
     def time_step(self, grid: Grid) -> float | None:
         """The largest time step of every run of this recipe on a grid; None leaves it to the method."""
@@ -126,7 +128,11 @@ class Recipe:
 
     def build(self, parameters: Mapping[str, Any]) -> Any:
         """The equation with these parameters: numbers, or arrays with one entry a sample."""
-        make = getattr(fd, self.equation) if isinstance(self.equation, str) else self.equation
+        make = self.equation
+        if isinstance(make, str):
+            if make not in EQUATIONS:
+                raise ValueError(f"unknown equation {make!r} of recipe {self.name!r}; known: {', '.join(EQUATIONS)}")
+            make = getattr(equations, make)
         return make(**{name: value for name, value in parameters.items() if name not in self.labels})
 
     def sides(self, grid: Grid) -> Any:
@@ -144,7 +150,7 @@ def _named(name, value):
     return dict(value) if isinstance(value, Mapping) else {name: value}
 
 
-def _plain(value):
+def _plain(value) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {"type": type(value).__name__, **{f.name: _plain(getattr(value, f.name)) for f in
                                                  dataclasses.fields(value)}}

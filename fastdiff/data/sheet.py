@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastdiff.data.files import open_file
+from fastdiff.data.files import open_file, written_whole
 
 SAMPLES, FRAMES = 8, 6
 
@@ -29,7 +29,8 @@ def contact_sheet(path, picture: str | os.PathLike | None = None, samples: int =
             panels = [[data[(row, t, -1, slice(None), slice(None), *middle)].T for t in shown] for row in rows]
         heads = [f"t = {times[t]:g}" for t in shown] if data.ndim > 4 else ["time downwards, x to the right"]
         figure = _draw(panels, titles, heads, f"{file.attrs['recipe']}, {names[-1]}")
-    figure.savefig(picture, dpi=80)
+    with written_whole(picture) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)
     return picture
 
 

@@ -83,5 +83,4 @@ def march(rule, u, edges, steps, **how):
 
     from fastdiff.kernels._march_cuda import march_cuda
 
-    how.pop("threads", None)
     return march_cuda(rule, u, edges, steps, stream=torch.cuda.current_stream(u.device).cuda_stream, **how)

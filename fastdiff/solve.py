@@ -77,7 +77,8 @@ def _check_method(method, dt, rtol):
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     if dt is not None:
         if method in ("auto", "spectral"):
-            raise ValueError(f'dt goes with a fixed-step method, not with "{method}": add method="euler", or leave dt out')
+            raise ValueError(f'dt goes with a fixed-step method, not with "{method}": add method="euler", or leave dt '
+                             'out')
         if not (np.isfinite(dt) and dt > 0):
             raise ValueError(f"dt must be positive, not {dt!r}")
     if rtol is not None and method != "auto":
@@ -137,12 +138,13 @@ def _spectral(problem, dt, progress):
     if problem.state.backend != "cpu":
         raise ValueError('method="spectral" runs on the CPU: pass u0.cpu()')
     if not isinstance(problem.equation, Heat):
-        raise ValueError(f'method="spectral" needs constant coefficients: {type(problem.equation).__name__} is nonlinear,'
-                         ' use method="euler"')
+        raise ValueError(f'method="spectral" needs constant coefficients: {type(problem.equation).__name__} is '
+                         'nonlinear, use method="euler"')
     frames = _frames(problem)
-    D = problem.equation.diffusivities(problem.grid)[:, 0]
+    modes = spectral.Propagator(problem.state.data, problem.grid, problem.boundary,
+                                problem.equation.diffusivities(problem.grid), threads=problem.threads)
     for n, t in enumerate(problem.times):
-        frames[:, n] = spectral.propagate(problem.state.data, problem.grid, problem.boundary, D, t)
+        modes.at(float(t), out=frames[:, n])
     return frames, {"steps": 0, "dt": None, "compile_seconds": 0.0, "error_estimate": 0.0}
 
 
@@ -187,16 +189,16 @@ def _imposed(euler, u):
     """A field with the held values of t = 0."""
     from fastdiff.kernels._edges import hold
 
-    edges = euler.faces.edges(0.0, 1.0, 1, tables=True)
-    return dispatch.adopt(hold(_host(u).copy(), edges, 0), "cpu").data if isinstance(u, np.ndarray) else u
+    held = hold(_host(u).copy(), euler.faces.edges(0.0, 1.0, 1), 0)
+    return held if isinstance(u, np.ndarray) else u.new_tensor(held)
 
 
 def _diverged(problem, u, bad, before, after, h):
     names, batched = problem.equation.names, problem.state.batched
     what = f"{names[bad[1]]} became {float(u[bad])} at {tuple(map(int, bad[2:]))}"
     where = f" of sample {bad[0]}" if batched else ""
-    raise Diverged(f"{what}{where} between t = {before:g} and t = {after:g} (dt = {h:g}): the reaction or a boundary value "
-                   f"grows faster than this step can follow; try a smaller dt")
+    raise Diverged(f"{what}{where} between t = {before:g} and t = {after:g} (dt = {h:g}): the reaction or a boundary "
+                   f"value grows faster than this step can follow; try a smaller dt")
 
 
 def _host(u):

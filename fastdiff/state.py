@@ -35,9 +35,8 @@ def read(u, grid: Grid, names: tuple[str, ...], parameters: int = 1, device=None
     batched = lead is not None and len(lead) > (1 if C > 1 else 0)
     full = None if lead is None else ((lead[0] if batched else 1), C, *grid.shape)
     if full is None:
-        one = "" if C == 1 else f"{C}, "
-        grid_text = ", ".join(map(str, grid.shape)) + ("," if grid.ndim == 1 and not one else "")
-        raise ValueError(f"u0 has shape {shape}; expected ({one}{grid_text}) or (batch, {one}{grid_text})"
+        plain = (*([C] if C > 1 else []), *grid.shape)
+        raise ValueError(f"u0 has shape {shape}; expected {plain} or (batch, {', '.join(map(str, plain))})"
                          + (f", with components {', '.join(names)}" if C > 1 else ""))
     if parameters > 1 and full[0] != parameters:
         raise ValueError(f"the equation has parameters for {parameters} samples, but u0 has {full[0]}: give u0 a batch "

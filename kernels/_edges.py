@@ -81,7 +81,8 @@ def edge_value(e, b, c, side, step, i0, i1, i2, face, u0, u1):
     k = HEAD + (c * 6 + side) * ITEMS
     if e.ints[k + CALL] != 0:
         return called_value(e, e.ints[k + CALL], side, step, i0, i1, i2, u0, u1)
-    return e.reals[e.ints[k + VALUE] + e.ints[k + PER_SAMPLE] * b + e.ints[k + PER_STEP] * step + e.ints[k + PER_CELL] * face]
+    at = e.ints[k + VALUE] + e.ints[k + PER_SAMPLE] * b
+    return e.reals[at + e.ints[k + PER_STEP] * step + e.ints[k + PER_CELL] * face]
 
 
 # -- building, and the reference in NumPy ----------------------------------------------------------------------------
@@ -106,7 +107,7 @@ class Side:
     call: int = 0
 
 
-NO_FLUX = Side()
+NO_FLUX = Side()  # of a cell-centred grid; on nodes it is alpha = 0, beta = 1
 
 
 def make_edges(shape, periodic, dtype, sides=None, *, components=1, batch=1, start=0.0, dt=1.0, origin=None,
@@ -127,7 +128,8 @@ def make_edges(shape, periodic, dtype, sides=None, *, components=1, batch=1, sta
     reals: list[np.ndarray] = [np.array([0.0, *face_weights], dtype)]
     for k, a in enumerate(axes):
         ints[a], ints[3 + k] = (PERIODIC if periodic[k] else BOUNDED), a
-        clock[2 + a], clock[5 + a] = (origin[k] if origin is not None else 0.0), (spacing[k] if spacing is not None else 1.0)
+        clock[2 + a] = origin[k] if origin is not None else 0.0
+        clock[5 + a] = spacing[k] if spacing is not None else 1.0
         for end in range(2):
             clock[8 + 2 * a + end] = walls[k][end] if walls is not None else 0.0
             for c in range(components):

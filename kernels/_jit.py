@@ -98,6 +98,20 @@ def _rule_key(cls) -> str:
     return hashlib.sha256(f"{cls.__module__}.{cls.__qualname__}".encode() + source).hexdigest()[:12]
 
 
+# What unpickling a damaged file, or one written by code that is gone, may raise.
+_DAMAGED = (pickle.UnpicklingError, AttributeError, ImportError, EOFError, KeyError, IndexError, ValueError, TypeError)
+
+
+class _Index(IndexDataCacheFile):
+    """An index that is empty when it cannot be read."""
+
+    def _load_index(self):
+        try:
+            return super()._load_index()
+        except _DAMAGED:
+            return {}
+
+
 class _RuleCache(FunctionCache):
     """A function cache with one index per rule class."""
 
@@ -106,19 +120,19 @@ class _RuleCache(FunctionCache):
     def _load_overload(self, sig, target_context):
         try:
             return self._for(sig, super()._load_overload, sig, target_context)
-        except (pickle.UnpicklingError, AttributeError, ImportError, EOFError, KeyError, IndexError, ValueError):
-            return None  # damaged, or written by code that is gone: compile anew
+        except _DAMAGED:
+            return None  # compile anew
 
     def _save_overload(self, sig, data):
         try:
             self._for(sig, super()._save_overload, sig, data)
-        except (pickle.PicklingError, AttributeError, ImportError, EOFError, TypeError, OSError):
+        except (pickle.PicklingError, AttributeError, TypeError, OSError):
             pass  # a rule that cannot be pickled, a full disk: compiled in memory only
 
     def _for(self, sig, method, *args):
         key = "-".join(_rule_key(c) for c in _rule_classes(sig)) or "plain"
         shared = self._cache_file
-        self._cache_file = IndexDataCacheFile(self._cache_path, f"{self._impl.filename_base}-{key}", source_stamp())
+        self._cache_file = _Index(self._cache_path, f"{self._impl.filename_base}-{key}", source_stamp())
         try:
             return method(*args)
         finally:
@@ -231,7 +245,7 @@ def _attribute(name, doc):
     return intrinsic(mark)
 
 
-wide_vectors = _attribute('"prefer-vector-width"="512"', "Let the enclosing function use 512-bit vectors where there are.")
+wide_vectors = _attribute('"prefer-vector-width"="512"', "Let the enclosing function use the widest vectors there are.")
 inline_here = _attribute("alwaysinline", "Inline the enclosing function wherever it is called.")
 keep_apart = _attribute("noinline", "Never inline the enclosing function: it is rarely run, and its code is long.")
 
@@ -310,5 +324,24 @@ else:  # no POSIX: the waiting thread spins
         """Let another thread run."""
 
 
-__all__ = ["FASTMATH", "FLAGS", "atomic_add", "atomic_load", "atomic_store", "borrow", "cache_folder", "cache_root",
-           "call_boundary", "flush_denormals", "give_way", "inline_here", "inner", "keep_apart", "kernel", "restore_denormals", "restrict_dst", "source_stamp", "wide_vectors"]
+__all__ = [
+    "FASTMATH",
+    "FLAGS",
+    "atomic_add",
+    "atomic_load",
+    "atomic_store",
+    "borrow",
+    "cache_folder",
+    "cache_root",
+    "call_boundary",
+    "flush_denormals",
+    "give_way",
+    "inline_here",
+    "inner",
+    "keep_apart",
+    "kernel",
+    "restore_denormals",
+    "restrict_dst",
+    "source_stamp",
+    "wide_vectors",
+]

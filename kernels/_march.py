@@ -142,6 +142,7 @@ src[s + {0} + x - one], src[s + {0} + x + one])"
 def _update_row(p, dst, d, dcs, src, s, m0, p0, m1, p1, scs, lo, hi, step, i0, i1, origin):
     count = getattr(p.instance_class, "components", 1)
     stars = [_STAR.format(f"k{c}") for c in range(count)]
+    near = stars[0] if count == 1 else f"({', '.join(stars)})"
     lines = [
         "def row(p, dst, d, dcs, src, s, m0, p0, m1, p1, scs, lo, hi, step, i0, i1, origin):",
         "    keep_apart()",
@@ -150,7 +151,7 @@ def _update_row(p, dst, d, dcs, src, s, m0, p0, m1, p1, scs, lo, hi, step, i0, i
         "    k0 = l0 = zero",
         *(f"    k{c}, l{c} = k{c - 1} + scs, l{c - 1} + dcs" for c in range(1, count)),
         "    for x in range(lo, hi):",
-        f"        new = cell(p, {stars[0] if count == 1 else '(' + ', '.join(stars) + ')'}, At(step, i0, i1, x + origin))",
+        f"        new = cell(p, {near}, At(step, i0, i1, x + origin))",
         *(f"        dst[d + l{c} + x] = new{'' if count == 1 else f'[{c}]'}" for c in range(count)),
     ]
     scope = {"cell": cell, "Star": Star, "At": At, "zero": np.uint64(0), "one": np.uint64(1)}

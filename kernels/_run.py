@@ -105,10 +105,8 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
 
     def task():
         space = scratch(memory, u.dtype)
-        if plan.schedule == "resident":
-            run_resident(rule, edges, shape, here, first, second, space, progress, plan.tiles[2], plan.depth, steps, step)
-        else:
-            run_stream(rule, edges, shape, here, first, second, space, progress, *plan.tiles, plan.depth, steps, step)
+        run, cuts = (run_resident, plan.tiles[2:]) if plan.schedule == "resident" else (run_stream, plan.tiles)
+        run(rule, edges, shape, here, first, second, space, progress, *cuts, plan.depth, steps, step)
 
     together(task, min(threads, tiles))
     return out

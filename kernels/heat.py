@@ -121,7 +121,7 @@ def cuda(u, rate, edges, steps, out=None, **how):
 
 
 def sample(shape, dtype, rng):
-    """A random field with a different r for each of two samples, Robin-like ghosts on one side and no flux elsewhere."""
+    """Random fields, two samples with their own r, ghosts as of a Robin wall on one side and no flux elsewhere."""
     ndim = len(shape)
     rate = rng.uniform(0.1, 0.45, (2, 1)) / ndim * np.linspace(0.6, 1.0, ndim)
     sides = {(0, 0, 0): Side(alpha=0.5, gamma=0.25, value=1.5)}

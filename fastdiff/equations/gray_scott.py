@@ -36,7 +36,8 @@ class GrayScott:
 
     def batch(self) -> int:
         """Samples that the parameters speak of."""
-        spread = [np.ones(1) if isinstance(d, tuple | list) else parameter(d, "a diffusivity") for d in (self.Du, self.Dv)]
+        given = [d for d in (self.Du, self.Dv) if not isinstance(d, tuple | list)]
+        spread = [parameter(d, "a diffusivity") for d in given]
         return common_batch(parameter(self.F, "F", 0.0), parameter(self.k, "k", 0.0), *spread)
 
     def diffusivities(self, grid: Grid) -> np.ndarray:

@@ -40,9 +40,12 @@ class Euler:
 
     def advance(self, u, t, dt, steps, out=None, work=None, initial=None):
         """March `u` (B, C, *grid) by `steps` steps from time t; return a new array, or `out`."""
-        on_cpu = isinstance(u, np.ndarray)
-        edges = self.faces.edges(t, dt, steps, initial=initial, tables=not on_cpu)
-        return dispatch.march(self.rule(dt), u, edges, steps, out=out, work=work, threads=self.threads)
+        if isinstance(u, np.ndarray):
+            how = {"threads": self.threads}
+        else:
+            how = {"values": self.faces.values()}  # the GPU cannot call the CPU's functions
+        edges = self.faces.edges(t, dt, steps, initial=initial, tables="values" in how)
+        return dispatch.march(self.rule(dt), u, edges, steps, out=out, work=work, **how)
 
 
 def steps_between(start: float, end: float, dt: float) -> int:

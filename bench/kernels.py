@@ -102,12 +102,14 @@ def main(args: list[str]) -> int:
 def use_threads(threads: int | None) -> int:
     """Give kernels and plain loops the same threads."""
     import numba
+    from numba.core import config
 
     from fastdiff.kernels import _threads
 
     threads = threads or _threads.default_threads()
-    if not 1 <= threads <= numba.config.NUMBA_NUM_THREADS:
-        raise ValueError(f"threads must be between 1 and {numba.config.NUMBA_NUM_THREADS}, got {threads}")
+    most = config.NUMBA_NUM_THREADS
+    if not 1 <= threads <= most:
+        raise ValueError(f"threads must be between 1 and {most}, got {threads}")
     _threads.set_threads(threads)
     numba.set_num_threads(threads)
     return threads

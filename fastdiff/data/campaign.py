@@ -11,11 +11,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from math import ceil, prod
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -479,7 +480,8 @@ def _make(job, parts, workers, threads, progress):
         return
     with _bar(job, sum(count for _, count in blocks), progress) as done:
         if workers > 1 and len(blocks) > 1:
-            _in_processes(job, parts, blocks, min(workers, len(blocks)), threads, done)
+            _here(job, parts, blocks[:1], threads, done)  # compiles once, for all
+            _in_processes(job, parts, blocks[1:], min(workers, len(blocks) - 1), threads, done)
         else:
             _here(job, parts, blocks, threads, done)
 
@@ -532,19 +534,37 @@ class _Writer:
 
 
 def _in_processes(job, parts, blocks, workers, threads, done):
-    share = max(1, threads // workers)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (share,))
-    with pool:
-        futures = {pool.submit(_make_one, job, parts.name(first), first, n, share): n for first, n in blocks}
+    share, todo, running = max(1, threads // workers), iter(blocks), {}
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (share,)) as pool:
+
+        def begin(count):
+            for first, n in islice(todo, count):
+                running[pool.submit(_make_one, job, parts.name(first), first, n, share)] = n
+
         try:
-            for future in as_completed(futures):
-                future.result()
-                done(futures[future])
+            with _ctrl_c_is_ours():
+                begin(workers)
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    future.result()
+                    done(running.pop(future))
+                    begin(1)
         except BrokenProcessPool:
             raise RuntimeError('a worker process died (out of memory? a script needs `if __name__ == "__main__":`); '
                                'finished blocks are kept: run the same again to go on') from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _ctrl_c_is_ours():
+    """Processes started in here never see Ctrl-C, from their first moment on: this one decides."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_worker(threads):

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from fastdiff.kernels._jit import FASTMATH, FLAGS, borrow
-from fastdiff.kernels._march import sample_of, update_row
+from fastdiff.kernels._march import sample_of, update_rows
 
 ROW_BYTES = 2048  # of one row: five rows and the result, of two components, fit in 32 KB
 TRIAD_BYTES = 1 << 28  # of one array
@@ -54,9 +54,9 @@ def triad(threads: int, dtype="float64", size_bytes: int = TRIAD_BYTES, rounds: 
 @njit(**FLAGS)
 def _rows(p, out, buf, s, m0, p0, m1, p1, stride, out_stride, lo, hi, repeats):
     q, dst, src = sample_of(p, 0), borrow(out), borrow(buf)
-    step = 0
-    for _ in range(repeats):
-        update_row(q, dst, lo - lo, out_stride, src, s, m0, p0, m1, p1, stride, lo, hi, step, step, step, lo - lo)
+    none, step = lo - lo, 0
+    update_rows(q, dst, none, out_stride, none, src, s, m0, p0, m1, p1, stride, none, repeats, lo, hi, step, step, step,
+                step, step, none)
 
 
 def row_runner(rule, dtype, ndim):

@@ -125,11 +125,12 @@ def _sample_of(p, b):
     return scope["pick"]
 
 
-def update_row(p, dst, d, dcs, src, s, m0, p0, m1, p1, scs, lo, hi, step, i0, i1, origin):
-    """Apply the rule to columns `lo:hi` of the row at offset `s` of `src`; put them at `d` in `dst`.
+def update_rows(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, rows, lo, hi, step, i0, i1, di0, di1, origin):
+    """Apply the rule to columns `lo:hi` of some rows of `src`, the first at offset `s`; put them at `d` in `dst`.
 
-    `m0` ... `p1` are the offsets of the neighbouring rows, `dcs` and `scs` the strides from component to component;
-    `origin` turns a column into an index of the grid.
+    `m0` ... `p1` are the offsets of the rows next to the first; `dcs` and `scs` the strides from component to
+    component, `drs` and `srs` from row to row. The first row has indices `i0` and `i1`, which grow by `di0` and `di1`
+    from row to row; `origin` turns a column into an index of axis 2. In halos, indices go beyond the grid.
     """
     raise NotImplementedError("compiled only: its source is made for the rule's number of components")
 
@@ -138,26 +139,30 @@ _STAR = "Star(src[s + {0} + x], src[m0 + {0} + x], src[p0 + {0} + x], src[m1 + {
 src[s + {0} + x - one], src[s + {0} + x + one])"
 
 
-@overload(update_row, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
-def _update_row(p, dst, d, dcs, src, s, m0, p0, m1, p1, scs, lo, hi, step, i0, i1, origin):
+@overload(update_rows, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+def _update_rows(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, rows, lo, hi, step, i0, i1, di0, di1, origin):
     count = getattr(p.instance_class, "components", 1)
     stars = [_STAR.format(f"k{c}") for c in range(count)]
     near = stars[0] if count == 1 else f"({', '.join(stars)})"
     lines = [
-        "def row(p, dst, d, dcs, src, s, m0, p0, m1, p1, scs, lo, hi, step, i0, i1, origin):",
+        "def update(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, rows, lo, hi, step, i0, i1, di0, di1,"
+        " origin):",
         "    keep_apart()",
         "    wide_vectors()",
         "    restrict_dst()",
         "    k0 = l0 = zero",
         *(f"    k{c}, l{c} = k{c - 1} + scs, l{c - 1} + dcs" for c in range(1, count)),
-        "    for x in range(lo, hi):",
-        f"        new = cell(p, {near}, At(step, i0, i1, x + origin))",
-        *(f"        dst[d + l{c} + x] = new{'' if count == 1 else f'[{c}]'}" for c in range(count)),
+        "    for row in range(rows):",
+        "        for x in range(lo, hi):",
+        f"            new = cell(p, {near}, At(step, i0, i1, x + origin))",
+        *(f"            dst[d + l{c} + x] = new{'' if count == 1 else f'[{c}]'}" for c in range(count)),
+        "        d, s, m0, p0, m1, p1 = d + drs, s + srs, m0 + srs, p0 + srs, m1 + srs, p1 + srs",
+        "        i0, i1 = i0 + di0, i1 + di1",
     ]
     scope = {"cell": cell, "Star": Star, "At": At, "zero": np.uint64(0), "one": np.uint64(1)}
     scope |= {"keep_apart": keep_apart, "wide_vectors": wide_vectors, "restrict_dst": restrict_dst}
     exec("\n".join(lines), scope)
-    return scope["row"]
+    return scope["update"]
 
 
 # -- boundaries of a row -------------------------------------------------------------------------------------------
@@ -323,7 +328,7 @@ def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, level
     p, e, src, dst, buf = borrow(params), borrow(edges), borrow(source), borrow(target), borrow(memory)
     C, n0, n1, n2 = shape
     kind0, kind1, kind2 = e.ints[0], e.ints[1], e.ints[2]
-    g0, g1 = np.int64(kind0 == BOUNDED), np.int64(kind1 == BOUNDED)
+    g0, g1 = np.int64(kind0 != ABSENT), np.int64(kind1 != ABSENT)
     whole = k1 - k0 == n2
     wrap = whole and kind2 == PERIODIC
     first, last = (k0, k1) if whole else (k0 - levels, k1 + levels)
@@ -337,38 +342,39 @@ def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, level
     left, right = np.int64(LANES), LANES + last - first
     hi = (right + LANES - 1) // LANES * LANES  # whole vectors; a ghost beyond is written after its row
     origin = first - LANES  # column of the grid = column of the buffer + origin
+    calls, rows, along = (n0, n1, pitch) if kind1 != ABSENT else (np.int64(1), n0, plane)
     held, vary = holds_rows(e, C), ends_vary(e, C)
     set_ends(e, b, C, ends, step, k0 - k0, k0 - k0, n1, n2)
     q = sample_of(p, b)
     for level in range(levels + 1):
         now = step + level
         new, old = start + (level & 1) * C * stride, start + (1 - (level & 1)) * C * stride
+        if level > 0:
+            for z in range(calls):
+                at = (z + g0) * plane + g1 * pitch
+                o = old + at
+                update_rows(q, buf, np.uint64(new + at), np.uint64(stride), np.uint64(along), buf, np.uint64(o),
+                            np.uint64(o - g0 * plane), np.uint64(o + g0 * plane), np.uint64(o - g1 * pitch),
+                            np.uint64(o + g1 * pitch), np.uint64(stride), np.uint64(along), rows, np.uint64(left),
+                            np.uint64(hi), now - 1, z, z - z, 1 - g1, g1, np.uint64(origin))
         for z in range(n0):
-            zm, zp = neighbours(z, n0, kind0, g0)
             for y in range(n1):
-                ym, yp = neighbours(y, n1, kind1, g1)
-                at = (z + g0) * plane + (y + g1) * pitch
+                at = new + (z + g0) * plane + (y + g1) * pitch
                 if level == 0:
-                    load_row(C, src, ((b * C * n0 + z) * n1 + y) * n2, n0 * n1 * n2, first, last, n2, buf,
-                             new + at + left, stride)
-                else:
-                    o = old + at
-                    update_row(q, buf, np.uint64(new + at), np.uint64(stride), buf, np.uint64(o),
-                               np.uint64(o + (zm - z - g0) * plane), np.uint64(o + (zp - z - g0) * plane),
-                               np.uint64(o + (ym - y - g1) * pitch), np.uint64(o + (yp - y - g1) * pitch),
-                               np.uint64(stride), np.uint64(left), np.uint64(hi), now - 1, z, y, np.uint64(origin))
+                    load_row(C, src, ((b * C * n0 + z) * n1 + y) * n2, n0 * n1 * n2, first, last, n2, buf, at + left,
+                             stride)
                 if vary:
                     set_ends(e, b, C, ends, now, z, y, n1, n2)
-                hold_ends(ends, C, buf, new + at, stride, left, right, at_low, at_high)
+                hold_ends(ends, C, buf, at, stride, left, right, at_low, at_high)
                 if held:
-                    hold_rows(e, b, C, buf, new + at, stride, left, right, now, z, y, origin, n0, n1, n2)
+                    hold_rows(e, b, C, buf, at, stride, left, right, now, z, y, origin, n0, n1, n2)
                 if wrap:
                     for c in range(C):
-                        o = new + at + c * stride
+                        o = at + c * stride
                         buf[o + left - 1] = buf[o + right - 1]
                         buf[o + right] = buf[o + left]
                 else:
-                    ghost_ends(e, b, ends, C, buf, new + at, stride, left, right, at_low, at_high, now, z, y, n1, n2)
+                    ghost_ends(e, b, ends, C, buf, at, stride, left, right, at_low, at_high, now, z, y, n1, n2)
         if g0 or g1:
             ghosts_resident(e, b, C, buf, new, stride, plane, pitch, left, right, now, n0, n1, n2, g0, g1, origin)
     final = start + (levels & 1) * C * stride
@@ -376,17 +382,6 @@ def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, level
         for y in range(n1):
             copy_row(C, buf, final + (z + g0) * plane + (y + g1) * pitch + k0 - origin, stride, dst,
                      ((b * C * n0 + z) * n1 + y) * n2 + k0, n0 * n1 * n2, k1 - k0)
-
-
-@inner
-def neighbours(i, n, kind, ghosts):
-    """Buffer indices of the neighbours of plane `i`: ghosts, periodic images, or itself on an absent axis."""
-    inline_here()
-    if kind == BOUNDED:
-        return i + ghosts - 1, i + ghosts + 1
-    if kind == PERIODIC:
-        return (n - 1 if i == 0 else i - 1), (0 if i == n - 1 else i + 1)
-    return i, i
 
 
 @inner
@@ -399,11 +394,15 @@ def ghosts_resident(e, b, C, buf, new, stride, plane, pitch, lo, hi, step, n0, n
         if (g1 if along1 else g0) == 0:
             continue
         n, across, along = (n1, pitch, plane) if along1 else (n0, plane, pitch)
+        wrap = e.ints[1 if along1 else 0] == PERIODIC
         edge, out, deep = 1 + (side & 1) * (n - 1), 2 * (side & 1) - 1, min(np.int64(1), n - 1)
         for c in range(C):
-            if e.ints[HEAD + (c * 6 + side) * ITEMS] == GHOST:
-                for k in range(n0 if along1 else n1):
-                    o = new + c * stride + (k + (g0 if along1 else g1)) * along + edge * across
+            for k in range(n0 if along1 else n1):
+                o = new + c * stride + (k + (g0 if along1 else g1)) * along + edge * across
+                if wrap:
+                    for x in range(lo, hi):
+                        buf[o + out * across + x] = buf[o - out * (n - 1) * across + x]
+                elif e.ints[HEAD + (c * 6 + side) * ITEMS] == GHOST:
                     i0, i1 = (k, edge - 1) if along1 else (edge - 1, k)
                     ghost_row(e, b, c, side, buf, o + out * across, o, o - out * deep * across, lo, hi, step, i0, i1,
                               origin, k * n2, n2)
@@ -456,30 +455,32 @@ def tile_stream(params, edges, b, shape, source, target, memory, i0, i1, j0, j1,
             wide_lo, wide_hi = lo, hi  # whole vectors inside the ring, the exact range into the grid
             if level < levels:
                 wide_lo, wide_hi = lo // LANES * LANES, (hi + LANES - 1) // LANES * LANES
-            for j in range(ja, jb):
-                jw = wrapped(j, n1)
-                line = (j + oy) * pitch
-                row, out, stride = new + (i & 3) * plane + line, buf, 4 * plane
-                if level == 0:
-                    load_row(C, src, b * C * grid + (iw * n1 + jw) * n2, grid, ka, kb, n2, buf, row + lo, stride)
-                else:
-                    if level == levels:
-                        row, out, stride = b * C * grid + (i * n1 + j) * n2 - ox, dst, grid
-                    o = old + (i & 3) * plane + line
-                    side = np.int64(0) if flat else pitch
-                    update_row(q, out, np.uint64(row), np.uint64(stride), buf, np.uint64(o),
-                               np.uint64(old + ((i - 1) & 3) * plane + line),
-                               np.uint64(old + ((i + 1) & 3) * plane + line), np.uint64(o - side), np.uint64(o + side),
-                               np.uint64(4 * plane), np.uint64(wide_lo), np.uint64(wide_hi), now - 1, iw, jw,
-                               np.uint64(-ox))
-                if vary:
-                    set_ends(e, b, C, ends, now, iw, jw, n1, n2)
-                if at_low or at_high:
-                    hold_ends(ends, C, out, row, stride, lo, hi, at_low, at_high)
-                if held:
-                    hold_rows(e, b, C, out, row, stride, lo, hi, now, iw, jw, -ox, n0, n1, n2)
-                if level < levels and (at_low or at_high):
-                    ghost_ends(e, b, ends, C, buf, row, stride, lo, hi, at_low, at_high, now, iw, jw, n1, n2)
+            line = (ja + oy) * pitch
+            row, out, stride, along = new + (i & 3) * plane + line, buf, 4 * plane, pitch
+            if level > 0:
+                if level == levels:
+                    row, out, stride, along = b * C * grid + (i * n1 + ja) * n2 - ox, dst, grid, n2
+                ring = old + line
+                o, below, above = ring + (i & 3) * plane, ring + ((i - 1) & 3) * plane, ring + ((i + 1) & 3) * plane
+                side = np.int64(0) if flat else pitch
+                update_rows(q, out, np.uint64(row), np.uint64(stride), np.uint64(along), buf, np.uint64(o),
+                            np.uint64(below), np.uint64(above), np.uint64(o - side), np.uint64(o + side),
+                            np.uint64(4 * plane), np.uint64(pitch), jb - ja, np.uint64(wide_lo), np.uint64(wide_hi),
+                            now - 1, iw, ja, i - i, 1 + (i - i), np.uint64(-ox))
+            if level == 0 or held or at_low or at_high:
+                for j in range(ja, jb):
+                    jw = wrapped(j, n1)
+                    at = row + (j - ja) * along
+                    if level == 0:
+                        load_row(C, src, b * C * grid + (iw * n1 + jw) * n2, grid, ka, kb, n2, buf, at + lo, stride)
+                    if vary:
+                        set_ends(e, b, C, ends, now, iw, jw, n1, n2)
+                    if at_low or at_high:
+                        hold_ends(ends, C, out, at, stride, lo, hi, at_low, at_high)
+                    if held:
+                        hold_rows(e, b, C, out, at, stride, lo, hi, now, iw, jw, -ox, n0, n1, n2)
+                    if level < levels and (at_low or at_high):
+                        ghost_ends(e, b, ends, C, buf, at, stride, lo, hi, at_low, at_high, now, iw, jw, n1, n2)
             if level < levels and bound1 and (ja == 0 or jb == n1):
                 ghost_rows(e, b, C, buf, new + (i & 3) * plane, plane, pitch, ja, jb, oy, lo, hi, now, iw, n1, n2, -ox)
 

@@ -69,7 +69,7 @@ def _memory(plan, shape, kinds):
     _, C, n0, n1, n2 = shape
     width = ceil(n2 / plan.tiles[2]) + 2 * plan.depth * (plan.tiles[2] > 1 or plan.schedule == "stream") + 5 * LANES
     if plan.schedule == "resident":
-        g0, g1 = 2 * (kinds[0] == BOUNDED), 2 * (kinds[1] == BOUNDED)
+        g0, g1 = 2 * (kinds[0] != ABSENT), 2 * (kinds[1] != ABSENT)
         return 8 * C + LANES + 2 * C * (n0 + g0) * (n1 + g1) * width
     rows = ceil(n1 / plan.tiles[1]) + (0 if kinds[1] == ABSENT else 2 * (plan.depth + 1))
     return 8 * C + LANES + plan.depth * C * 4 * rows * width

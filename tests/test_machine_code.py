@@ -16,7 +16,7 @@ from numba import njit, types
 
 from fastdiff.kernels._contract import families
 from fastdiff.kernels._jit import FLAGS
-from fastdiff.kernels._march import update_row
+from fastdiff.kernels._march import update_rows
 
 if platform.machine().lower() not in ("x86_64", "amd64"):
     pytest.skip("the patterns are those of x86-64 machine code", allow_module_level=True)
@@ -34,7 +34,7 @@ OPTIONS: dict[str, Any] = {**FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrappe
 @njit(**OPTIONS)
 def one_row(p, dst, src, at, step):
     """The hot loop of a rule and nothing else."""
-    update_row(p, dst, at, at, src, at, at, at, at, at, at, at, at, step, step, step, at)
+    update_rows(p, dst, at, at, at, src, at, at, at, at, at, at, at, step, at, at, step, step, step, step, step, at)
 
 
 def row_code(rule, dtype: types.Float = types.float32):

@@ -179,7 +179,7 @@ def test_the_thread_count_is_checked():
 
 def test_the_plain_python_row_is_not_there():
     with pytest.raises(NotImplementedError):
-        _march.update_row(*[None] * 17)
+        _march.update_rows(*[None] * 22)
 
 
 def test_a_side_that_is_not_there_is_refused():
@@ -242,7 +242,7 @@ def test_edges_reference_calls_compiled_functions():
     def g(t, x, y, z, u):
         return t + 10 * x + 100 * y + u * u
 
-    side = Side(GHOST, 0.3, 0.2, 0.5, call=g.address)
+    side = Side(GHOST, 0.3, 0.2, 0.5, call=int(g.address or 0))
     edges = make_edges((6, 5), [False, False], "float64", {(0, k, end): side for k in (0, 1) for end in (0, 1)},
                        start=0.25, dt=0.01, origin=(1.0, 2.0), spacing=(0.1, 0.2), walls=((1.0, 1.5), (2.0, 2.8)),
                        face_weights=(1.5, -0.5))

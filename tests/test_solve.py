@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -268,8 +269,8 @@ def test_stepper_keeps_shape_batch_and_components():
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
-def bad(message, error=ValueError, **changes):
-    call = dict(equation=fd.Heat(0.1), u0=np.zeros(100), grid=fd.Grid(100, extent=10.0), t_end=1.0) | changes
+def bad(message, error: type[Exception] = ValueError, **changes):
+    call: dict[str, Any] = dict(equation=fd.Heat(0.1), u0=np.zeros(100), grid=fd.Grid(100, extent=10.0), t_end=1.0) | changes
     with pytest.raises(error, match=message) as caught:
         fd.solve(**call)
     assert "\n" not in str(caught.value)

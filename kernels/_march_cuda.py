@@ -77,14 +77,14 @@ def _update(p, near, at, new):
     return scope["update"]
 
 
-def value_at(values, c, side, t, x, y, z, u):
-    """g of component `c` on a side from a boundary function: the `value` of the class of `values`."""
-    return type(values).value(values, c, side, t, x, y, z, u)
+def value_at(p, c, side, t, x, y, z, u):
+    """g of component `c` on a side from a boundary function: the `value` of the class of `p`."""
+    return type(p).value(p, c, side, t, x, y, z, u)
 
 
 @overload(value_at)
-def _value_at(values, c, side, t, x, y, z, u):
-    return values.instance_class.value
+def _value_at(p, c, side, t, x, y, z, u):
+    return p.instance_class.value
 
 
 def called_value(e, values, c, side, step, i0, i1, i2, u0, u1):
@@ -413,6 +413,16 @@ def face_cell(k, side, n0, n1, width):
 
 
 @register_jitable
+def gather(s, near, count, size, offset, mine, m0, p0, m1, p1):
+    """A cell of a block and its neighbours, by their places in shared memory."""
+    for c in range(count):
+        at, one = np.uint64(c * size) + offset, np.uint64(1)
+        near[c, 0], near[c, 1], near[c, 2] = s[at + mine], s[at + m0], s[at + p0]
+        near[c, 3], near[c, 4] = s[at + m1], s[at + p1]
+        near[c, 5], near[c, 6] = s[at + mine - one], s[at + mine + one]
+
+
+@register_jitable
 def holds_any(e, count):
     """Whether any side of any component is held."""
     for c in range(count):
@@ -468,11 +478,7 @@ def resident(p, e, values, src, dst, tiles, levels, step):
         cuda.syncthreads()
         for j in range(cells):
             if left > j * threads:
-                for c in range(count):
-                    at = np.uint64(c * size) + np.uint64(j * threads)
-                    near[c, 0], near[c, 1], near[c, 2] = s[at + mine], s[at + m0], s[at + p0]
-                    near[c, 3], near[c, 4] = s[at + m1], s[at + p1]
-                    near[c, 5], near[c, 6] = s[at + mine - np.uint64(1)], s[at + mine + np.uint64(1)]
+                gather(s, near, count, size, np.uint64(j * threads), mine, m0, p0, m1, p1)
                 k = start + me + j * threads
                 z = min(max(k // plane - g0, 0), n0 - 1)
                 y = min(max(k % plane // pitch - g1, 0), n1 - 1)
@@ -498,11 +504,11 @@ def resident(p, e, values, src, dst, tiles, levels, step):
 
 
 @lru_cache(maxsize=256)
-def stream_kernel(count, depth, flat, block, dtype):
+def stream_kernel(count, depth, flat, block, dtype, nonlinear=False):
     """The kernel of the `stream` schedule for `count` components; `flat`: axis 1 is absent."""
     wide, high = block
-    return _cuda.specialised(stream, threads=wide * high, blocks=stream_blocks(count, block, dtype), count=count,
-                             depth=depth, flat=flat, wide=wide, high=high, number=_NUMBERS[dtype])
+    return _cuda.specialised(stream, threads=wide * high, blocks=stream_blocks(count, block, dtype, nonlinear),
+                             count=count, depth=depth, flat=flat, wide=wide, high=high, number=_NUMBERS[dtype])
 
 
 @lru_cache(maxsize=256)
@@ -516,9 +522,11 @@ def resident_kernel(count, cells, block, dtype):
 _NUMBERS = {"float32": types.float32, "float64": types.float64}
 
 
-def stream_blocks(count, block, dtype):
-    """Blocks of the `stream` schedule on a multiprocessor: registers for 768 threads, 512 with large states."""
-    threads = 512 if count * np.dtype(dtype).itemsize > 8 else 1024 if block[1] > 1 else 768
+def stream_blocks(count, block, dtype, nonlinear=False):
+    """Blocks of the `stream` schedule on a multiprocessor: as many as leave enough registers for no spill."""
+    threads = 1024 if block[1] > 1 else 768
+    if count > 1 or nonlinear or (block[1] > 1 and dtype == "float64"):
+        threads = 512
     return max(1, threads // (block[0] * block[1]))
 
 
@@ -589,18 +597,20 @@ def stream_block(count, itemsize, flat):
     """Threads along axes 2 and 1 of a block of the `stream` schedule."""
     if flat:
         return 256, 1
-    return (32, 32) if count * itemsize <= 8 else (32, 16)
+    return 32, {4: 32, 8: 24}.get(count * itemsize, 16)
 
 
 def _plan_stream(shape, itemsize, flat, multiprocessors):
     B, C, n0, n1, n2 = shape
     depth = stream_depth(C, itemsize, flat)
     wide, high = stream_block(C, itemsize, flat)
-    if n2 <= wide:
-        wide = min(wide, ceil(n2 / 32) * 32)
+    if flat:
+        widest = min(512, _cuda.SHARED_BYTES // (2 * depth * C * itemsize) // 64 * 64)
+        tiles2 = 1 if n2 <= widest else ceil(n2 / (wide - 2 * depth))
+        wide = ceil((ceil(n2 / tiles2) + (2 * depth if tiles2 > 1 else 0)) / 64) * 64
     tiles1, tiles2 = _stream_tiles(n1, high, depth), _stream_tiles(n2, wide, depth)
-    wanted = ceil(multiprocessors * max(1, 1024 // (wide * high)) / (B * tiles1 * tiles2))
-    tiles0 = max(1, min(wanted, n0 // (4 * depth)))
+    places = multiprocessors * stream_blocks(C, (wide, high), f"float{8 * itemsize}")
+    tiles0 = max(1, min(places // (B * tiles1 * tiles2), n0 // (4 * depth)))
     return CudaPlan("stream", depth, (wide, high), (tiles0, tiles1, tiles2))
 
 
@@ -673,15 +683,16 @@ def _march_host(rule, u, edges, steps, step, out, values, stream, plan):
 
 
 def _check(rule, u, edges, out, work, values):
-    if np.dtype(str(u.dtype).removeprefix("torch.")).name not in ("float32", "float64"):
-        raise TypeError(f"the GPU marches float32 or float64, got {u.dtype}")
+    dtype = str(u.dtype).removeprefix("torch.")
+    if dtype not in ("float32", "float64"):
+        raise TypeError(f"the GPU marches float32 or float64, got {dtype}")
     if not 3 <= len(u.shape) <= 5:
         raise ValueError(f"expected a state (batch, components, *grid) of 1 to 3 axes, got shape {tuple(u.shape)}")
     count = getattr(type(rule), "components", 1)
     if u.shape[1] != count:
         raise ValueError(f"{type(rule).__name__} has {count} component(s), the state {u.shape[1]}")
-    if edges.reals.dtype != u.dtype and isinstance(u, np.ndarray):
-        raise TypeError(f"the state is {u.dtype}, its boundaries are {edges.reals.dtype}")
+    if edges.reals.dtype != dtype:
+        raise TypeError(f"the state is {dtype}, its boundaries are {edges.reals.dtype}")
     for name, other in (("out", out), ("work", work)):
         if other is not None and (tuple(other.shape) != tuple(u.shape) or other is u):
             raise ValueError(f"{name} must be another array of shape {tuple(u.shape)}")
@@ -698,7 +709,8 @@ def _launch(data, arrays, plan, ndim, steps, step, stream):
     if plan.schedule == "resident":
         kernel, tiles = resident_kernel(C, plan.cells, plan.block, dtype), plan.tiles[2:]
     else:
-        kernel, tiles = stream_kernel(C, plan.depth, ndim == 2, plan.block, dtype), plan.tiles
+        nonlinear = not isinstance(data[2], NoValues)
+        kernel, tiles = stream_kernel(C, plan.depth, ndim == 2, plan.block, dtype, nonlinear), plan.tiles
     ready = kernel[blocks, plan.block, stream, shared_bytes(plan, here.shape, ndim, here.dtype.itemsize)]
     for sweep in range(sweeps):
         there = final if (sweeps - sweep) & 1 else spare

@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from fastdiff.boundary import Dirichlet, Flux, Neumann, Robin
 from fastdiff.equations import GrayScott, Heat
@@ -11,6 +12,9 @@ from fastdiff.solution import Solution
 from fastdiff.solve import Diverged, solve
 from fastdiff.stepper import Stepper, repeat, rollout
 from fastdiff.steppers.euler import Unstable
+
+if TYPE_CHECKING:
+    from fastdiff import bench, data
 
 try:
     __version__ = version("fastdiff-pde")

@@ -19,15 +19,16 @@ class Array(NamedTuple):
     back: Any  # function: kernel array -> user's kind of array
 
 
-def is_tensor(array) -> bool:
+def is_tensor(array: Any) -> bool:
     """Whether this is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
 
 
-def adopt(array, device: str | None = None) -> Array:
+def adopt(array: Any, device: str | None = None) -> Array:
     """Take a user's array: float32 or float64, C-contiguous (copied if it is not), on the asked device."""
     wanted = _backend(device)
+    given: Any = array
     tensor = is_tensor(array)
     if tensor:
         if array.requires_grad:
@@ -42,13 +43,13 @@ def adopt(array, device: str | None = None) -> Array:
     if tensor and on_gpu:
         if wanted == "cpu":
             raise ValueError('u0 is on the GPU but device="cpu" was asked for: pass u0.cpu()')
-        return Array(array.contiguous(), "cuda", lambda a: a)
+        return Array(given.contiguous(), "cuda", lambda a: a)
     if wanted == "cuda":
         return _upload(array, tensor)
     if tensor:
         import torch
 
-        return Array(np.ascontiguousarray(array.numpy()), "cpu", torch.from_numpy)
+        return Array(np.ascontiguousarray(given.numpy()), "cpu", torch.from_numpy)
     return Array(np.ascontiguousarray(array), "cpu", lambda a: a)
 
 

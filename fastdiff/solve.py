@@ -94,7 +94,7 @@ def _times(t_end, save_at) -> np.ndarray:
     if t_end is not None and not (np.isfinite(t_end) and t_end > 0):
         raise ValueError(f"t_end must be positive, not {t_end!r}")
     if save_at is None:
-        return np.array([float(t_end)])
+        return np.array([t_end], np.float64)
     times = np.atleast_1d(np.asarray(save_at, np.float64))
     if times.ndim != 1 or not times.size or not np.isfinite(times).all() or (np.diff(times) <= 0).any() or times[0] < 0:
         raise ValueError("save_at is a list of ascending times, none before 0")

@@ -413,16 +413,6 @@ def face_cell(k, side, n0, n1, width):
 
 
 @register_jitable
-def gather(s, near, count, size, offset, mine, m0, p0, m1, p1):
-    """A cell of a block and its neighbours, by their places in shared memory."""
-    for c in range(count):
-        at, one = np.uint64(c * size) + offset, np.uint64(1)
-        near[c, 0], near[c, 1], near[c, 2] = s[at + mine], s[at + m0], s[at + p0]
-        near[c, 3], near[c, 4] = s[at + m1], s[at + p1]
-        near[c, 5], near[c, 6] = s[at + mine - one], s[at + mine + one]
-
-
-@register_jitable
 def holds_any(e, count):
     """Whether any side of any component is held."""
     for c in range(count):
@@ -478,7 +468,11 @@ def resident(p, e, values, src, dst, tiles, levels, step):
         cuda.syncthreads()
         for j in range(cells):
             if left > j * threads:
-                gather(s, near, count, size, np.uint64(j * threads), mine, m0, p0, m1, p1)
+                for c in range(count):
+                    at = np.uint64(c * size) + np.uint64(j * threads)
+                    near[c, 0], near[c, 1], near[c, 2] = s[at + mine], s[at + m0], s[at + p0]
+                    near[c, 3], near[c, 4] = s[at + m1], s[at + p1]
+                    near[c, 5], near[c, 6] = s[at + mine - np.uint64(1)], s[at + mine + np.uint64(1)]
                 k = start + me + j * threads
                 z = min(max(k // plane - g0, 0), n0 - 1)
                 y = min(max(k % plane // pitch - g1, 0), n1 - 1)

@@ -276,7 +276,7 @@ def _tabulated(wall, tables):
 @lru_cache(maxsize=64)
 def _value_class(sides):
     """A class for `march_cuda`'s `values`: its `value` chooses the formula by component and side."""
-    lines = ["def value(values, c, side, t, x, y, z, u):"]
+    lines = ["def value(p, c, side, t, x, y, z, u):"]
     lines += [f"    if c == {c} and side == {side}:\n        return formula_{k}(t, x, y, z, u)"
               for k, ((c, side), _) in enumerate(sides)]
     scope = {f"formula_{k}": f.device for k, (_, f) in enumerate(sides)}

@@ -138,21 +138,29 @@ def cuda(u, rate, feed, kill, dt, edges, steps, out=None, **how):
     return march_cuda(rule(rate, feed, kill, dt, u.dtype), u, edges, steps, out=out, **how)
 
 
-def sample(shape, dtype, rng):
-    """Two samples with different parameters on a periodic grid."""
-    ndim = len(shape)
-    dt = np.array([1.0, 0.5])
-    feed, kill = np.array([0.04, 0.03]) * dt, np.array([0.1, 0.092]) * dt
-    rate = np.array([0.16, 0.08]).reshape(1, 2, 1) * dt.reshape(2, 1, 1) * np.linspace(0.8, 1.0, ndim)
-    edges = make_edges(shape, [True] * ndim, dtype, components=2, batch=2)
-    u = rng.random((2, 2, *shape)).astype(dtype)
-    return dict(u=u, rate=rate.astype(dtype), feed=feed.astype(dtype), kill=kill.astype(dtype), dt=dt.astype(dtype),
-                edges=edges, steps=7)
+def _sample(weights):
+    """Samples of two random fields with different parameters on a periodic grid."""
+
+    def sample(shape, dtype, rng):
+        dt = np.array([1.0, 0.5])
+        feed, kill = np.array([0.04, 0.03]) * dt, np.array([0.1, 0.092]) * dt
+        rate = np.array([0.16, 0.08]).reshape(1, 2, 1) * dt.reshape(2, 1, 1) * weights
+        edges = make_edges(shape, [True] * len(shape), dtype, components=2, batch=2)
+        u = rng.random((2, 2, *shape)) * np.array([0.5, 0.3]).reshape(1, 2, *[1] * len(shape))  # both bounded
+        return dict(u=u.astype(dtype), rate=rate.astype(dtype), feed=feed.astype(dtype), kill=kill.astype(dtype),
+                    dt=dt.astype(dtype), edges=edges, steps=7)
+
+    return sample
 
 
-def _kernel(ndim, flops):
-    return Kernel(name=f"gray_scott_{ndim}d", reference=reference, cpu=cpu, cuda=cuda, sample=sample, ndim=ndim,
-                  rule=rule, order=(2, 1), bytes_per_cell=4, flops_per_cell=flops, tolerance=8)
+def _kernel(name, weights, flops):
+    return Kernel(name=name, reference=reference, cpu=cpu, cuda=cuda, sample=_sample(np.array(weights)),
+                  ndim=len(weights), rule=rule, order=(2, 1), bytes_per_cell=4, flops_per_cell=flops, tolerance=8)
 
 
-KERNELS = [_kernel(1, 20), _kernel(2, 22), _kernel(3, 34)]
+KERNELS = [
+    _kernel("gray_scott_1d", [1.0], 20),
+    _kernel("gray_scott_2d", [1.0, 1.0], 22),
+    _kernel("gray_scott_2d_axes", [0.8, 1.0], 34),
+    _kernel("gray_scott_3d", [0.8, 0.9, 1.0], 34),
+]

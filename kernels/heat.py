@@ -120,18 +120,28 @@ def cuda(u, rate, edges, steps, out=None, **how):
     return march_cuda(rule(rate, u.dtype), u, edges, steps, out=out, **how)
 
 
-def sample(shape, dtype, rng):
-    """Random fields, two samples with their own r, ghosts as of a Robin wall on one side and no flux elsewhere."""
-    ndim = len(shape)
-    rate = rng.uniform(0.1, 0.45, (2, 1)) / ndim * np.linspace(0.6, 1.0, ndim)
-    sides = {(0, 0, 0): Side(alpha=0.5, gamma=0.25, value=1.5)}
-    edges = make_edges(shape, [False] * ndim, dtype, sides, batch=2)
-    return dict(u=rng.random((2, 1, *shape)).astype(dtype), rate=rate.astype(dtype), edges=edges, steps=7)
+def _sample(weights):
+    """Samples of random fields, two with their own r; ghosts as of a Robin wall on one side, no flux elsewhere."""
+
+    def sample(shape, dtype, rng):
+        ndim = len(shape)
+        rate = rng.uniform(0.1, 0.45, (2, 1)) / ndim * weights
+        sides = {(0, 0, 0): Side(alpha=0.5, gamma=0.25, value=1.5)}
+        edges = make_edges(shape, [False] * ndim, dtype, sides, batch=2)
+        return dict(u=rng.random((2, 1, *shape)).astype(dtype), rate=rate.astype(dtype), edges=edges, steps=7)
+
+    return sample
 
 
-def _kernel(ndim, flops):
-    return Kernel(name=f"heat_{ndim}d", reference=reference, cpu=cpu, cuda=cuda, sample=sample, ndim=ndim, rule=rule,
-                  order=(2, 1), bytes_per_cell=2, flops_per_cell=flops, tolerance=4)
+def _kernel(name, weights, flops):
+    return Kernel(name=name, reference=reference, cpu=cpu, cuda=cuda, sample=_sample(np.array(weights)),
+                  ndim=len(weights), rule=rule, order=(2, 1), bytes_per_cell=2, flops_per_cell=flops, tolerance=4)
 
 
-KERNELS = [_kernel(1, 4), _kernel(2, 6), _kernel(3, 8)]
+KERNELS = [
+    _kernel("heat_1d", [1.0], 4),
+    _kernel("heat_2d", [1.0, 1.0], 6),
+    _kernel("heat_2d_axes", [0.6, 1.0], 10),
+    _kernel("heat_3d", [1.0, 1.0, 1.0], 8),
+    _kernel("heat_3d_axes", [0.6, 0.8, 1.0], 14),
+]

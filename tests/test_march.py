@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fastdiff.kernels import _edges, _march, _threads, gray_scott, heat
+from fastdiff.kernels._contract import discover
 from fastdiff.kernels._edges import GHOST, HOLD, Side, make_edges
 from fastdiff.kernels._run import Plan, march
 
@@ -81,7 +82,8 @@ def test_a_sample_does_not_depend_on_its_batch(dtype):
 @pytest.mark.parametrize("shape", [(37,), (33, 21), (9, 8, 7)], ids=str)
 def test_two_components_on_every_schedule(shape):
     rng = np.random.default_rng(3)
-    inputs = gray_scott.sample(shape, np.float64, rng)
+    kernel = discover()[f"gray_scott_{len(shape)}d"]
+    inputs = kernel.sample(shape, np.float64, rng)
     for periodic in (True, False):
         inputs["edges"] = random_edges(shape, [periodic] * len(shape), rng, components=2)
         expected, first = gray_scott.reference(**inputs), None

@@ -270,7 +270,8 @@ def test_stepper_keeps_shape_batch_and_components():
 
 
 def bad(message, error: type[Exception] = ValueError, **changes):
-    call: dict[str, Any] = dict(equation=fd.Heat(0.1), u0=np.zeros(100), grid=fd.Grid(100, extent=10.0), t_end=1.0) | changes
+    rod = dict(equation=fd.Heat(0.1), u0=np.zeros(100), grid=fd.Grid(100, extent=10.0), t_end=1.0)
+    call: dict[str, Any] = rod | changes
     with pytest.raises(error, match=message) as caught:
         fd.solve(**call)
     assert "\n" not in str(caught.value)

@@ -20,7 +20,7 @@ import pytest
 import fastdiff as fd
 from fastdiff.data import campaign, files, initial, recipes
 
-SMALL = dict(samples=7, shape=(24, 20), frames=4, progress=False)
+SMALL: dict[str, Any] = dict(samples=7, shape=(24, 20), frames=4, progress=False)
 SHORT = {"gray-scott": replace(recipes.GRAY_SCOTT, t_end=60.0), "heat": replace(recipes.HEAT, t_end=0.05)}
 
 

@@ -262,6 +262,16 @@ def hold_ends(ends, C, buf, row, stride, lo, hi, at_low, at_high):
 
 
 @inner
+def wrap_ends(C, buf, row, stride, lo, hi):
+    """Set the cells beyond the ends of a row that covers a periodic axis."""
+    inline_here()
+    for c in range(C):
+        o = row + c * stride
+        buf[o + lo - 1] = buf[o + hi - 1]
+        buf[o + hi] = buf[o + lo]
+
+
+@inner
 def ghost_ends(e, b, ends, C, buf, row, stride, lo, hi, at_low, at_high, step, i0, i1, n1, n2):
     """Set the cells beyond the ends of a row that reaches the domain's edge."""
     inline_here()
@@ -276,6 +286,30 @@ def ghost_ends(e, b, ends, C, buf, row, stride, lo, hi, at_low, at_high, step, i
                 if ends[o] == CALLED:
                     g = called_ghost(e, b, c, 4 + end, step, i0, i1, end * (n2 - 1), i0 * n1 + i1, u0, u1)
                 buf[x + away] = g + ends[o + 2] * u1 + ends[o + 1] * u0
+
+
+@inner
+def steady_ends(ends, C, buf, row, stride, along, rows, lo, hi, at_low, at_high, wrap, ghosts, n2):
+    """Set held cells and ghosts at the ends of many rows at once, where `set_ends` has said the same for all."""
+    inline_here()
+    inside = min(np.int64(1), n2 - 1)
+    for c in range(C):
+        for turn in range(4):  # first the held cells of both ends, then the ghosts, which may read them
+            end, o = turn & 1, 8 * c + 4 * (turn & 1)
+            kind, alpha, beta, g = ends[o], ends[o + 1], ends[o + 2], ends[o + 3]
+            x, away = (hi - 1, 1) if end else (lo, -1)
+            x += row + c * stride
+            deep, far = x - away * inside, x - away * (hi - lo - 1)
+            here = at_high if end else at_low
+            if wrap and turn > 1:
+                for k in range(rows):
+                    buf[x + k * along + away] = buf[far + k * along]
+            elif here and kind == HOLD and turn < 2:
+                for k in range(rows):
+                    buf[x + k * along] = g
+            elif here and kind == GHOST and turn > 1 and ghosts:
+                for k in range(rows):
+                    buf[x + k * along + away] = g + beta * buf[deep + k * along] + alpha * buf[x + k * along]
 
 
 @inner
@@ -357,24 +391,28 @@ def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, level
                             np.uint64(o - g0 * plane), np.uint64(o + g0 * plane), np.uint64(o - g1 * pitch),
                             np.uint64(o + g1 * pitch), np.uint64(stride), np.uint64(along), rows, np.uint64(left),
                             np.uint64(hi), now - 1, z, z - z, 1 - g1, g1, np.uint64(origin))
-        for z in range(n0):
-            for y in range(n1):
-                at = new + (z + g0) * plane + (y + g1) * pitch
-                if level == 0:
-                    load_row(C, src, ((b * C * n0 + z) * n1 + y) * n2, n0 * n1 * n2, first, last, n2, buf, at + left,
-                             stride)
-                if vary:
-                    set_ends(e, b, C, ends, now, z, y, n1, n2)
-                hold_ends(ends, C, buf, at, stride, left, right, at_low, at_high)
-                if held:
-                    hold_rows(e, b, C, buf, at, stride, left, right, now, z, y, origin, n0, n1, n2)
-                if wrap:
-                    for c in range(C):
-                        o = at + c * stride
-                        buf[o + left - 1] = buf[o + right - 1]
-                        buf[o + right] = buf[o + left]
-                else:
-                    ghost_ends(e, b, ends, C, buf, at, stride, left, right, at_low, at_high, now, z, y, n1, n2)
+        if level == 0:
+            for z in range(n0):
+                for y in range(n1):
+                    load_row(C, src, ((b * C * n0 + z) * n1 + y) * n2, n0 * n1 * n2, first, last, n2, buf,
+                             new + (z + g0) * plane + (y + g1) * pitch + left, stride)
+        if not (vary or held):
+            for z in range(calls):
+                steady_ends(ends, C, buf, new + (z + g0) * plane + g1 * pitch, stride, along, rows, left, right, at_low,
+                            at_high, wrap, True, n2)
+        else:
+            for z in range(n0):
+                for y in range(n1):
+                    at = new + (z + g0) * plane + (y + g1) * pitch
+                    if vary:
+                        set_ends(e, b, C, ends, now, z, y, n1, n2)
+                    hold_ends(ends, C, buf, at, stride, left, right, at_low, at_high)
+                    if held:
+                        hold_rows(e, b, C, buf, at, stride, left, right, now, z, y, origin, n0, n1, n2)
+                    if wrap:
+                        wrap_ends(C, buf, at, stride, left, right)
+                    else:
+                        ghost_ends(e, b, ends, C, buf, at, stride, left, right, at_low, at_high, now, z, y, n1, n2)
         if g0 or g1:
             ghosts_resident(e, b, C, buf, new, stride, plane, pitch, left, right, now, n0, n1, n2, g0, g1, origin)
     final = start + (levels & 1) * C * stride
@@ -421,11 +459,14 @@ def tile_stream(params, edges, b, shape, source, target, memory, i0, i1, j0, j1,
     bound0, bound1, bound2 = e.ints[0] == BOUNDED, e.ints[1] == BOUNDED, e.ints[2] == BOUNDED
     flat = e.ints[1] == ABSENT
     h1 = np.int64(0) if flat else levels + 1  # halo and ghost along axis 1
-    pitch = (k1 - k0 + 2 * levels + LANES) // LANES * LANES + 2 * LANES
+    whole = k1 - k0 == n2
+    wrap = whole and e.ints[2] == PERIODIC
+    h2 = np.int64(0) if whole else levels
+    pitch = (k1 - k0 + 2 * h2 + LANES) // LANES * LANES + 2 * LANES
     plane = (j1 - j0 + 2 * h1) * pitch
     floor = C * 4 * plane  # from level to level; each component has a ring of four planes
     ends, start = buf, (8 * C + LANES - 1) // LANES * LANES
-    oy, ox = h1 - j0, LANES + levels - k0  # buffer index = grid index + offset
+    oy, ox = h1 - j0, LANES + h2 - k0  # buffer index = grid index + offset
     grid = n0 * n1 * n2
     held = holds_rows(e, C)
     vary = bound2 and (k0 - levels <= 0 or k1 + levels >= n2) and ends_vary(e, C)
@@ -439,7 +480,9 @@ def tile_stream(params, edges, b, shape, source, target, memory, i0, i1, j0, j1,
                 break
             if i >= i1 + reach or (bound0 and i >= n0):
                 continue
-            ja, jb, ka, kb = j0, j1, k0 - reach, k1 + reach
+            ja, jb, ka, kb = j0, j1, k0, k1
+            if not whole:
+                ka, kb = k0 - reach, k1 + reach
             if not flat:
                 ja, jb = j0 - reach, j1 + reach
             if bound1:
@@ -467,19 +510,26 @@ def tile_stream(params, edges, b, shape, source, target, memory, i0, i1, j0, j1,
                             np.uint64(below), np.uint64(above), np.uint64(o - side), np.uint64(o + side),
                             np.uint64(4 * plane), np.uint64(pitch), jb - ja, np.uint64(wide_lo), np.uint64(wide_hi),
                             now - 1, iw, ja, i - i, 1 + (i - i), np.uint64(-ox))
-            if level == 0 or held or at_low or at_high:
+            if level == 0:
+                for j in range(ja, jb):
+                    load_row(C, src, b * C * grid + (iw * n1 + wrapped(j, n1)) * n2, grid, ka, kb, n2, buf,
+                             row + (j - ja) * along + lo, stride)
+            if not (vary or held):
+                if at_low or at_high or wrap:
+                    steady_ends(ends, C, out, row, stride, along, jb - ja, lo, hi, at_low, at_high,
+                                wrap and level < levels, level < levels, n2)
+            else:
                 for j in range(ja, jb):
                     jw = wrapped(j, n1)
                     at = row + (j - ja) * along
-                    if level == 0:
-                        load_row(C, src, b * C * grid + (iw * n1 + jw) * n2, grid, ka, kb, n2, buf, at + lo, stride)
                     if vary:
                         set_ends(e, b, C, ends, now, iw, jw, n1, n2)
-                    if at_low or at_high:
-                        hold_ends(ends, C, out, at, stride, lo, hi, at_low, at_high)
+                    hold_ends(ends, C, out, at, stride, lo, hi, at_low, at_high)
                     if held:
                         hold_rows(e, b, C, out, at, stride, lo, hi, now, iw, jw, -ox, n0, n1, n2)
-                    if level < levels and (at_low or at_high):
+                    if level < levels and wrap:
+                        wrap_ends(C, buf, at, stride, lo, hi)
+                    elif level < levels:
                         ghost_ends(e, b, ends, C, buf, at, stride, lo, hi, at_low, at_high, now, iw, jw, n1, n2)
             if level < levels and bound1 and (ja == 0 or jb == n1):
                 ghost_rows(e, b, C, buf, new + (i & 3) * plane, plane, pitch, ja, jb, oy, lo, hi, now, iw, n1, n2, -ox)

@@ -97,7 +97,8 @@ def test_editable_install_imports_the_tree(tmp_path):
         "--ignore-installed", "--prefix", prefix, "--editable", tree)  # fmt: skip
     site = sysconfig.get_path("purelib", vars={"base": str(prefix)})
     program = (
-        f"import site, sys; sys.path.append({sysconfig.get_path('purelib')!r}); site.addsitedir({site!r})\n"
+        f"import site, sys; site.addsitedir({site!r})\n"  # first: the tests may run from another editable install
+        f"sys.path.append({sysconfig.get_path('purelib')!r})\n"
         "import fastdiff, fastdiff.kernels, fastdiff.bench, importlib.util\n"
         "print(fastdiff.__file__, fastdiff.kernels.__file__, fastdiff.bench.__file__, sep='\\n')\n"
         "assert not importlib.util.find_spec('kernels') and not importlib.util.find_spec('bench')\n"

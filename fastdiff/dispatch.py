@@ -35,7 +35,7 @@ def adopt(array: Any, device: str | None = None) -> Array:
             raise ValueError("u0 requires grad, but fd.solve does not differentiate: pass u0.detach()")
         on_gpu, kind = array.device.type == "cuda", str(array.dtype).removeprefix("torch.")
     else:
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
             raise TypeError(f"u0 is a NumPy array or a torch tensor, not {type(array).__name__}")
         on_gpu, kind = False, str(array.dtype)
     if kind not in FLOATS:
@@ -67,6 +67,11 @@ def _backend(device):
     if kind not in (None, "cpu", "cuda"):
         raise ValueError(f"unknown device {device!r}; known: 'cpu', 'cuda', or None for where u0 is")
     return kind
+
+
+def copy(a):
+    """A contiguous copy of the same kind."""
+    return a.copy() if isinstance(a, np.ndarray) else a.clone().contiguous()
 
 
 def empty_like(a):

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastdiff import dispatch
+from fastdiff.boundary import CALL, Dirichlet, as_numbers, conditions
 from fastdiff.equations import Heat
 from fastdiff.grid import Grid
+from fastdiff.kernels._threads import check_threads
 from fastdiff.solution import Solution
 from fastdiff.state import State, first_not_finite, read
 from fastdiff.steppers.euler import SAFETY, Euler, chunks, steps_between
@@ -24,7 +26,8 @@ class _Problem(NamedTuple):
     state: State
     grid: Grid
     boundary: Any
-    times: np.ndarray
+    times: np.ndarray  # of all frames, t_end last
+    hidden: bool  # whether the frame at t_end was not asked for
     threads: int | None
 
 
@@ -41,9 +44,10 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
     save_at   times to keep, ascending, between 0 and t_end; default: the end alone. Each interval is cut into equal
               steps of at most dt
     method    "euler" (FTCS, first order in time), "spectral" (exact in time; constant coefficients and boundaries),
-              "auto": spectral where it applies, else euler
+              "auto": spectral where it applies (with the stencil's modes if the field is too rough for exact ones),
+              else euler
     dt        largest step of a fixed-step method; default: 0.9 of the stability limit (reaction included)
-    rtol      asked relative error in time, with method "auto" alone; default 1e-4
+    rtol      asked relative error in time, with method "auto" alone: refused where no exact method applies
     device    "cpu", "cuda", or None: where u0 is. An explicit choice never falls back
     threads   CPU threads; default: all cores we may use
     progress  show a bar with speed and time left
@@ -55,16 +59,20 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
     the stability limit, Diverged for a field that becomes NaN or infinite.
     """
     _check_method(method, dt, rtol)
+    check_threads(threads)
     if not isinstance(grid, Grid):
         raise TypeError(f"grid is an fd.Grid, not {type(grid).__name__}")
     if not hasattr(equation, "euler"):
         raise TypeError(f"equation is one of fd.Heat, fd.GrayScott, not {type(equation).__name__}")
     state = read(u0, grid, equation.names, equation.batch(), device)
-    problem = _Problem(equation, state, grid, boundary, _times(t_end, save_at), threads)
+    problem = _Problem(equation, state, grid, boundary, *_times(t_end, save_at), threads)
     chosen, why = _choose(problem, method, rtol)
     start = perf_counter()
     run = _spectral if chosen == "spectral" else _euler
     frames, stats = run(problem, dt, progress)
+    if chosen == "spectral" and method == "auto" and _overshoots(problem, frames):
+        why = "constant coefficients and boundaries, a rough field: the stencil's modes, exact in time, keep its bounds"
+        frames, stats = _spectral(problem, dt, progress, "discrete")
     stats = {"method": chosen, "why": why, **stats, "seconds": perf_counter() - start}
     if stats["steps"]:
         spent = max(stats["seconds"] - stats["compile_seconds"], 1e-9)
@@ -79,7 +87,7 @@ def _check_method(method, dt, rtol):
         if method in ("auto", "spectral"):
             raise ValueError(f'dt goes with a fixed-step method, not with "{method}": add method="euler", or leave dt '
                              'out')
-        if not (np.isfinite(dt) and dt > 0):
+        if not (isinstance(dt, int | float | np.number) and np.isfinite(dt) and dt > 0):
             raise ValueError(f"dt must be positive, not {dt!r}")
     if rtol is not None and method != "auto":
         raise ValueError(f'rtol goes with method="auto"; "{method}" is '
@@ -88,19 +96,21 @@ def _check_method(method, dt, rtol):
         raise ValueError(f"rtol must lie between 0 and 1, not {rtol!r}")
 
 
-def _times(t_end, save_at) -> np.ndarray:
+def _times(t_end, save_at) -> tuple[np.ndarray, bool]:
     if t_end is None and save_at is None:
         raise ValueError("say how far to solve: give t_end, or save_at")
-    if t_end is not None and not (np.isfinite(t_end) and t_end > 0):
+    if t_end is not None and not (isinstance(t_end, int | float | np.number) and np.isfinite(t_end) and t_end > 0):
         raise ValueError(f"t_end must be positive, not {t_end!r}")
     if save_at is None:
-        return np.array([t_end], np.float64)
+        return np.array([t_end], np.float64), False
     times = np.atleast_1d(np.asarray(save_at, np.float64))
     if times.ndim != 1 or not times.size or not np.isfinite(times).all() or (np.diff(times) <= 0).any() or times[0] < 0:
         raise ValueError("save_at is a list of ascending times, none before 0")
-    if t_end is not None and times[-1] > t_end * (1 + 1e-12):
+    if t_end is None or abs(times[-1] - t_end) <= 1e-12 * t_end:
+        return times, False
+    if times[-1] > t_end:
         raise ValueError(f"save_at goes to {times[-1]:g}, beyond t_end = {t_end:g}")
-    return times
+    return np.append(times, float(t_end)), True
 
 
 def _choose(problem, method, rtol):
@@ -132,7 +142,28 @@ def _frames(problem):
     return np.empty(shape, data.dtype) if problem.state.backend == "cpu" else data.new_empty(shape)
 
 
-def _spectral(problem, dt, progress):
+def _overshoots(problem, frames) -> bool:
+    """Whether a field leaves the range of its start and walls, which heat alone never does: it is not smooth here."""
+    walls = []
+    for condition in conditions(problem.boundary, problem.grid, problem.equation.names).values():
+        value = condition._value()
+        if value is not None and not isinstance(value, str) and not callable(value):
+            values = as_numbers(value, "a value")
+            if isinstance(condition, Dirichlet):
+                walls.append(values)
+                continue
+            if not values.any():
+                continue
+        elif isinstance(condition, Dirichlet) and value is None:
+            continue
+        return False  # a flux, or a formula: the range is not known
+    fields = [problem.state.data, *walls]
+    low, high = min(float(f.min()) for f in fields), max(float(f.max()) for f in fields)
+    slack = 1e3 * np.finfo(frames.dtype).eps * max(abs(low), abs(high))
+    return float(frames.min()) < low - slack or float(frames.max()) > high + slack
+
+
+def _spectral(problem, dt, progress, symbol="exact"):
     from fastdiff.steppers import spectral
 
     if problem.state.backend != "cpu":
@@ -142,10 +173,10 @@ def _spectral(problem, dt, progress):
                          'nonlinear, use method="euler"')
     frames = _frames(problem)
     modes = spectral.Propagator(problem.state.data, problem.grid, problem.boundary,
-                                problem.equation.diffusivities(problem.grid), threads=problem.threads)
+                                problem.equation.diffusivities(problem.grid), symbol, threads=problem.threads)
     for n, t in enumerate(problem.times):
         modes.at(float(t), out=frames[:, n])
-    return frames, {"steps": 0, "dt": None, "compile_seconds": 0.0, "error_estimate": 0.0}
+    return frames, {"steps": 0, "dt": None, "compile_seconds": 0.0, "error_estimate": None}
 
 
 def _euler(problem, dt, progress):
@@ -168,12 +199,11 @@ def _run(euler, problem, counts, frames, advance):
     u, t = problem.state.data, 0.0
     buffers = [dispatch.empty_like(u), dispatch.empty_like(u)]
     work = dispatch.empty_like(u) if max(counts) > 16 else None
-    cells = problem.grid.size * problem.state.batch
     for n, (count, end) in enumerate(zip(counts, problem.times)):
         if count == 0:  # the start: only the held values are imposed
             u = _imposed(euler, u)
         h, begin, done = (end - t) / max(count, 1), t, 0
-        for size in chunks(count, cells):
+        for size in chunks(count, problem.grid.size):
             new = euler.advance(u, begin + done * h, h, size, out=buffers[0], work=work)
             buffers.reverse()
             bad = first_not_finite(new)
@@ -214,15 +244,20 @@ def _compile(euler, dt, state) -> float:
         return 0.0
     from fastdiff.kernels import _run
 
+    start = perf_counter()
+    for wall in euler.faces.walls.values():
+        if wall.how == CALL:
+            wall.formula.address()
+    walls = perf_counter() - start
     rule, data = euler.rule(dt), state.data
     schedule = _run.schedule_of(data.shape, data.itemsize, euler.threads)
     key = (type(rule), data.dtype, schedule)
     if key in _compiled:
-        return 0.0
+        return walls if walls > 1e-3 else 0.0
     start = perf_counter()
     _run.prepare(rule, data.dtype, len(euler.equation.names), euler.grid.ndim, schedule)
     _compiled[key] = perf_counter() - start
-    return _compiled[key]
+    return walls + _compiled[key]
 
 
 class _bar:
@@ -256,9 +291,11 @@ class _bar:
 
 def _solution(problem, frames, stats):
     state = problem.state
-    C, final = len(problem.equation.names), frames[:, -1]
+    C, final, times = len(problem.equation.names), dispatch.copy(frames[:, -1]), problem.times
+    if problem.hidden:
+        frames, times = dispatch.copy(frames[:, :-1]), times[:-1]
     u = frames if state.batched else frames[0]
     if C == 1 and len(state.shape) < problem.grid.ndim + 2:
         u = u[:, :, 0] if state.batched else u[:, 0]
-    return Solution(t=problem.times, u=state.back(u), final=state.back(final.reshape(state.shape)), stats=stats,
+    return Solution(t=times, u=state.back(u), final=state.back(final.reshape(state.shape)), stats=stats,
                     grid=problem.grid, equation=problem.equation, names=problem.equation.names)

@@ -41,6 +41,8 @@ def read(u, grid: Grid, names: tuple[str, ...], parameters: int = 1, device=None
     if parameters > 1 and full[0] != parameters:
         raise ValueError(f"the equation has parameters for {parameters} samples, but u0 has {full[0]}: give u0 a batch "
                          f"axis of {parameters}")
+    if full[0] == 0:
+        raise ValueError("u0 has a batch of 0 samples: nothing to solve")
     data = array.data.reshape(full)
     bad = first_not_finite(data)
     if bad is not None:

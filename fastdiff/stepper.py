@@ -2,9 +2,11 @@
 
 import numpy as np
 
+from fastdiff.boundary import conditions
 from fastdiff.grid import Grid
+from fastdiff.kernels._threads import check_threads
 from fastdiff.state import read
-from fastdiff.steppers.euler import Euler
+from fastdiff.steppers.euler import Euler, unstable
 
 METHODS = ("euler",)
 
@@ -23,14 +25,19 @@ class Stepper:
             raise TypeError(f"grid is an fd.Grid, not {type(grid).__name__}")
         if not (np.isfinite(dt) and dt > 0):
             raise ValueError(f"dt must be positive, not {dt!r}")
+        check_threads(threads)
         self.equation, self.grid, self.dt, self.boundary, self.threads = equation, grid, float(dt), boundary, threads
         self._runs: dict = {}
-        self._run(1 if equation.batch() == 1 else equation.batch(), np.dtype(np.float64)).check(dt)
+        conditions(boundary, grid, equation.names)
+        if dt > equation.stable_dt(grid) * (1 + 1e-9):  # the walls are looked at when the batch is known
+            raise unstable(dt, equation.stable_dt(grid))
 
     def _run(self, batch, dtype) -> Euler:
         key = batch, str(dtype).removeprefix("torch.")
         if key not in self._runs:
-            self._runs[key] = Euler(self.equation, self.grid, self.boundary, *key, threads=self.threads)
+            run = Euler(self.equation, self.grid, self.boundary, *key, threads=self.threads)
+            run.check(self.dt)
+            self._runs[key] = run
         return self._runs[key]
 
     def __call__(self, u, t=0.0):

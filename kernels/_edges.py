@@ -27,9 +27,9 @@ KIND, CALL, VALUE, PER_SAMPLE, PER_STEP, PER_CELL, COEF, COEF_PER_SAMPLE = range
 class Edges(NamedTuple):
     """All boundaries of a march, packed into three 1-D arrays (cheap to hand to a kernel, on CPU and GPU).
 
-    ints   axis kinds (3), which axis is x, y, z (3, -1 none), 2 spare; then for each component and side 8 numbers:
-           kind, address of g(t, x, y, z, u) or 0, offset of g in `reals`, its strides per sample, per time step and
-           per cell of the face, offset of (alpha, beta, gamma) in `reals`, its stride per sample
+    ints   axis kinds (3), which axis is x, y, z (3, -1 none), batch, components; then for each component and side 8
+           numbers: kind, address of g(t, x, y, z, u) or 0, offset of g in `reals`, its strides per sample, per time
+           step and per cell of the face, offset of (alpha, beta, gamma) in `reals`, its stride per sample
     reals  0, weights of u0 and u1 in the value of u at a face; then all coefficients and values
     clock  float64: time of step 0, dt, origin (3), spacing (3), coordinate of each side's face (6)
     """
@@ -122,7 +122,7 @@ def make_edges(shape, periodic, dtype, sides=None, *, components=1, batch=1, sta
     axes, sides = _SPACE[len(shape)], dict(sides or {})
     dtype = np.dtype(dtype)
     ints = np.zeros(HEAD + components * 6 * ITEMS, np.int64)
-    ints[:3], ints[3:6] = ABSENT, -1
+    ints[:3], ints[3:6], ints[6:8] = ABSENT, -1, (batch, components)
     clock = np.zeros(14)
     clock[:2] = start, dt
     reals: list[np.ndarray] = [np.array([0.0, *face_weights], dtype)]

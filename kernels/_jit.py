@@ -112,18 +112,27 @@ class _Index(IndexDataCacheFile):
             return {}
 
 
+def _lasting(sig) -> bool:
+    """Whether the next process can find the rule's class again: not one of a script or of inside a function."""
+    return not any(c.__module__ == "__main__" or "<locals>" in c.__qualname__ for c in _rule_classes(sig))
+
+
 class _RuleCache(FunctionCache):
     """A function cache with one index per rule class."""
 
     _impl_class = _Impl
 
     def _load_overload(self, sig, target_context):
+        if not _lasting(sig):
+            return None
         try:
             return self._for(sig, super()._load_overload, sig, target_context)
         except _DAMAGED:
             return None  # compile anew
 
     def _save_overload(self, sig, data):
+        if not _lasting(sig):
+            return
         try:
             self._for(sig, super()._save_overload, sig, data)
         except (pickle.PicklingError, AttributeError, TypeError, OSError):

@@ -195,10 +195,14 @@ def hold_rows(e, b, C, buf, row, stride, lo, hi, step, i0, i1, origin, n0, n1, n
         for order in range(4):
             side = (order + 2) & 3
             i, n, base = (i1, n1, i0 * n2) if side > 1 else (i0, n0, i1 * n2)
-            if e.ints[HEAD + (c * 6 + side) * ITEMS] == HOLD and i == (n - 1) * (side & 1):
+            k = HEAD + (c * 6 + side) * ITEMS
+            if e.ints[k] == HOLD and i == (n - 1) * (side & 1):
+                varies = e.ints[k + CALL] != 0 or e.ints[k + PER_CELL] != 0
+                g = edge_value(e, b, c, side, step, i0, i1, i - i, base, e.reals[0], e.reals[0])
                 for x in range(lo, hi):
-                    i2 = (x + origin) % n2
-                    g = edge_value(e, b, c, side, step, i0, i1, i2, base + i2, e.reals[0], e.reals[0])
+                    if varies:
+                        i2 = (x + origin) % n2
+                        g = edge_value(e, b, c, side, step, i0, i1, i2, base + i2, e.reals[0], e.reals[0])
                     buf[row + c * stride + x] = g
 
 
@@ -262,16 +266,6 @@ def hold_ends(ends, C, buf, row, stride, lo, hi, at_low, at_high):
 
 
 @inner
-def wrap_ends(C, buf, row, stride, lo, hi):
-    """Set the cells beyond the ends of a row that covers a periodic axis."""
-    inline_here()
-    for c in range(C):
-        o = row + c * stride
-        buf[o + lo - 1] = buf[o + hi - 1]
-        buf[o + hi] = buf[o + lo]
-
-
-@inner
 def ghost_ends(e, b, ends, C, buf, row, stride, lo, hi, at_low, at_high, step, i0, i1, n1, n2):
     """Set the cells beyond the ends of a row that reaches the domain's edge."""
     inline_here()
@@ -290,7 +284,10 @@ def ghost_ends(e, b, ends, C, buf, row, stride, lo, hi, at_low, at_high, step, i
 
 @inner
 def steady_ends(ends, C, buf, row, stride, along, rows, lo, hi, at_low, at_high, wrap, ghosts, n2):
-    """Set held cells and ghosts at the ends of many rows at once, where `set_ends` has said the same for all."""
+    """Set held cells and ghosts at the ends of many rows at once, where `set_ends` has said the same for all.
+
+    Ghosts beside a held row may be set before the row is: only the held row itself would read them.
+    """
     inline_here()
     inside = min(np.int64(1), n2 - 1)
     for c in range(C):
@@ -396,23 +393,20 @@ def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, level
                 for y in range(n1):
                     load_row(C, src, ((b * C * n0 + z) * n1 + y) * n2, n0 * n1 * n2, first, last, n2, buf,
                              new + (z + g0) * plane + (y + g1) * pitch + left, stride)
-        if not (vary or held):
+        if not vary:
             for z in range(calls):
                 steady_ends(ends, C, buf, new + (z + g0) * plane + g1 * pitch, stride, along, rows, left, right, at_low,
                             at_high, wrap, True, n2)
-        else:
-            for z in range(n0):
-                for y in range(n1):
-                    at = new + (z + g0) * plane + (y + g1) * pitch
-                    if vary:
-                        set_ends(e, b, C, ends, now, z, y, n1, n2)
+        for z in range(n0):
+            for y in range(n1):
+                at = new + (z + g0) * plane + (y + g1) * pitch
+                if vary:
+                    set_ends(e, b, C, ends, now, z, y, n1, n2)
                     hold_ends(ends, C, buf, at, stride, left, right, at_low, at_high)
-                    if held:
-                        hold_rows(e, b, C, buf, at, stride, left, right, now, z, y, origin, n0, n1, n2)
-                    if wrap:
-                        wrap_ends(C, buf, at, stride, left, right)
-                    else:
-                        ghost_ends(e, b, ends, C, buf, at, stride, left, right, at_low, at_high, now, z, y, n1, n2)
+                if held and (z == 0 or z == n0 - 1 or (kind1 == BOUNDED and (y == 0 or y == n1 - 1))):
+                    hold_rows(e, b, C, buf, at, stride, left, right, now, z, y, origin, n0, n1, n2)
+                if vary:
+                    ghost_ends(e, b, ends, C, buf, at, stride, left, right, at_low, at_high, now, z, y, n1, n2)
         if g0 or g1:
             ghosts_resident(e, b, C, buf, new, stride, plane, pitch, left, right, now, n0, n1, n2, g0, g1, origin)
     final = start + (levels & 1) * C * stride
@@ -514,22 +508,20 @@ def tile_stream(params, edges, b, shape, source, target, memory, i0, i1, j0, j1,
                 for j in range(ja, jb):
                     load_row(C, src, b * C * grid + (iw * n1 + wrapped(j, n1)) * n2, grid, ka, kb, n2, buf,
                              row + (j - ja) * along + lo, stride)
-            if not (vary or held):
-                if at_low or at_high or wrap:
-                    steady_ends(ends, C, out, row, stride, along, jb - ja, lo, hi, at_low, at_high,
-                                wrap and level < levels, level < levels, n2)
-            else:
+            if (at_low or at_high or wrap) and not vary:
+                steady_ends(ends, C, out, row, stride, along, jb - ja, lo, hi, at_low, at_high, wrap and level < levels,
+                            level < levels, n2)
+            edge0 = held and (i == 0 or i == n0 - 1)
+            if vary or edge0 or (held and bound1 and (ja == 0 or jb == n1)):
                 for j in range(ja, jb):
                     jw = wrapped(j, n1)
                     at = row + (j - ja) * along
                     if vary:
                         set_ends(e, b, C, ends, now, iw, jw, n1, n2)
-                    hold_ends(ends, C, out, at, stride, lo, hi, at_low, at_high)
-                    if held:
+                        hold_ends(ends, C, out, at, stride, lo, hi, at_low, at_high)
+                    if edge0 or (held and bound1 and (j == 0 or j == n1 - 1)):
                         hold_rows(e, b, C, out, at, stride, lo, hi, now, iw, jw, -ox, n0, n1, n2)
-                    if level < levels and wrap:
-                        wrap_ends(C, buf, at, stride, lo, hi)
-                    elif level < levels:
+                    if vary and level < levels:
                         ghost_ends(e, b, ends, C, buf, at, stride, lo, hi, at_low, at_high, now, iw, jw, n1, n2)
             if level < levels and bound1 and (ja == 0 or jb == n1):
                 ghost_rows(e, b, C, buf, new + (i & 3) * plane, plane, pitch, ja, jb, oy, lo, hi, now, iw, n1, n2, -ox)

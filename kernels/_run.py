@@ -81,6 +81,28 @@ def space_of(shape):
     return (*shape[:2], *{1: (1, 1, *grid), 2: (grid[0], 1, grid[-1]), 3: grid}[len(grid)])
 
 
+def _checked(rule, u, edges, out, work):
+    """Refuse what the compiled code, which checks nothing, would get wrong; return the rule for every sample."""
+    components = getattr(type(rule), "components", 1)
+    if u.shape[1] != components:
+        raise ValueError(f"{type(rule).__name__} has {components} components, but u has shape {u.shape}: expected "
+                         f"(batch, {components}, *grid)")
+    if edges.reals.dtype != u.dtype or int(edges.ints[6]) not in (1, len(u)) or edges.ints[7] != components:
+        raise ValueError(f"the edges are for {edges.ints[6]} samples of {edges.ints[7]} components in "
+                         f"{edges.reals.dtype}, but u has shape {u.shape} in {u.dtype}")
+    for name, array in (("u", u), ("out", out), ("work", work)):
+        if array is not None and not (array.shape == u.shape and array.dtype == u.dtype and array.flags.c_contiguous):
+            raise ValueError(f"{name} must be a C-contiguous array of shape {u.shape} and dtype {u.dtype}")
+    if any(a is not None and np.may_share_memory(a, b) for a, b in ((out, u), (work, u), (work, out))):
+        raise ValueError("u, out and work must not share memory")
+    short = [f for f in rule if isinstance(f, np.ndarray) and len(f) != len(u)]
+    if any(len(f) != 1 for f in short):
+        raise ValueError(f"{type(rule).__name__} has parameters for {len(short[0])} samples, but u has {len(u)}")
+    if short:
+        rule = type(rule)(*(np.repeat(f, len(u), 0) if isinstance(f, np.ndarray) and len(f) == 1 else f for f in rule))
+    return rule
+
+
 def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, plan=None):
     """Apply `steps` time steps of a rule to `u` (B, C, *grid), C-contiguous, on the CPU.
 
@@ -88,6 +110,7 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
     the result is written to `out`. `work` is a third array of the same kind, allocated when needed and not given.
     """
     out = np.empty_like(u) if out is None else out
+    rule = _checked(rule, u, edges, out, work)
     if steps < 1:
         out[...] = u
         return out

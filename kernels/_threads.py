@@ -22,16 +22,24 @@ def default_threads() -> int:
     global _default
     if _default is None:
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        _default = max(1, int(os.environ.get("FASTDIFF_NUM_THREADS", allowed)))
+        asked = os.environ.get("FASTDIFF_NUM_THREADS", str(allowed))
+        if not asked.isdigit() or int(asked) < 1:
+            raise ValueError(f"FASTDIFF_NUM_THREADS must be a whole number from 1 on, not {asked!r}")
+        _default = int(asked)
     return _default
 
 
 def set_threads(count: int) -> None:
     """Set the number of threads that kernels use from now on in this process."""
     global _default
-    if count < 1:
-        raise ValueError(f"threads must be at least 1, got {count}")
+    check_threads(count)
     _default = int(count)
+
+
+def check_threads(count) -> None:
+    """Refuse what is no number of threads; None is the default."""
+    if count is not None and (not isinstance(count, int | np.integer) or count < 1):
+        raise ValueError(f"threads must be a whole number of at least 1, got {count!r}")
 
 
 def scratch(size: int, dtype) -> np.ndarray:

@@ -184,6 +184,25 @@ def test_the_plain_python_row_is_not_there():
         _march.update_rows(*[None] * 22)
 
 
+def test_what_does_not_fit_together_is_refused():
+    u, rate, edges = np.ones((4, 1, 30)), np.full((4, 1), 0.2), make_edges((30,), [False], "float64", batch=4)
+    one = heat.cpu(u, rate[:1], edges, 3)  # one parameter serves all samples
+    assert np.array_equal(one, heat.cpu(u, rate, edges, 3))
+    with pytest.raises(ValueError, match="parameters for 2 samples, but u has 4"):
+        heat.cpu(u, rate[:2], edges, 3)
+    with pytest.raises(ValueError, match="has 2 components"):
+        march(discover()["gray_scott_1d"].rule_for(discover()["gray_scott_1d"].sample((30,), np.dtype("f8"),
+              np.random.default_rng(0))), u, edges, 3)
+    with pytest.raises(ValueError, match="the edges are for 3 samples"):
+        heat.cpu(u, rate, make_edges((30,), [False], "float64", batch=3), 3)
+    with pytest.raises(ValueError, match="in float32, but u"):
+        heat.cpu(u, rate, make_edges((30,), [False], "float32"), 3)
+    with pytest.raises(ValueError, match="out must be a C-contiguous array"):
+        heat.cpu(u, rate, edges, 3, out=np.ones((4, 2, 1, 30))[:, 0])
+    with pytest.raises(ValueError, match="must not share memory"):
+        heat.cpu(u, rate, edges, 3, out=u)
+
+
 def test_a_side_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="no such side"):
         make_edges((4,), [False], "float64", {(0, 1, 0): Side()})

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import fastdiff as fd
+from fastdiff.kernels._edges import make_edges
+from fastdiff.kernels._run import march
 from fastdiff.steppers.spectral import propagate
 
 
@@ -223,6 +225,36 @@ def test_auto_takes_the_spectral_way_where_it_can(rod):
     assert fd.solve(heat, u0, grid, 0.1, boundary=fd.Robin(1.0, 1.0)).stats["method"] == "euler"
 
 
+def test_auto_keeps_a_rough_field_in_its_range(rod):
+    heat, grid, u0 = rod
+    sol = fd.solve(heat, u0, grid, save_at=[0.05, 0.5], boundary={"x": (fd.Dirichlet(1.0), fd.Dirichlet(0.0))})
+    assert sol.stats["method"] == "spectral" and "rough" in sol.stats["why"]
+    assert sol.u.min() >= -1e-12 and sol.u.max() <= 1 + 1e-12
+    euler = fd.solve(heat, u0, grid, 0.5, boundary=fd.Dirichlet(), method="euler", dt=1e-4)
+    assert np.abs(sol.final - euler.final).max() < 1e-4
+
+
+def test_the_end_is_solved_for_even_if_it_is_not_kept(rod):
+    heat, grid, u0 = rod
+    sol = fd.solve(heat, u0, grid, 1.0, save_at=[0.0, 0.5], boundary=fd.Dirichlet(), method="euler", dt=0.001)
+    assert sol.t.tolist() == [0.0, 0.5] and sol.u.shape == (2, 100)
+    end = fd.solve(heat, u0, grid, 1.0, boundary=fd.Dirichlet(), method="euler", dt=0.001)
+    assert np.abs(sol.final - end.final).max() < 1e-14
+    end.final[:] = 7.0
+    assert end.u[0, 0] == 1.0  # the end is a copy
+
+
+def test_gray_scott_is_stable_below_its_limit_and_not_above():
+    grid = fd.Grid((16, 16), extent=0.32, periodic=True)
+    u0 = np.stack([1 + 1e-3 * np.random.default_rng(0).standard_normal((16, 16)), np.zeros((16, 16))])
+    limit = fd.GrayScott().stable_dt(grid)
+    below = fd.solve(fd.GrayScott(), u0, grid, 300 * 0.98 * limit, method="euler", dt=0.98 * limit)
+    assert np.abs(below.final[0] - 1).max() < 1e-2
+    rule = fd.GrayScott().euler(grid, 1.05 * limit, 1, np.float64)
+    above = march(rule, u0[None], make_edges(grid.shape, grid.periodic, np.float64, components=2), 300)
+    assert np.abs(above[0, 0] - 1).max() > 1
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_torch_in_torch_out(rod, dtype):
     torch = pytest.importorskip("torch")
@@ -254,6 +286,13 @@ def test_stepper_repeat_and_rollout_agree(rod):
     assert np.abs(fd.repeat(step, 6)(fd.repeat(step, 6)(u0), t0=0.06) - u).max() < 1e-15
     frames = fd.rollout(step, 4, every=3, include_start=True)(u0)
     assert frames.shape == (5, 100) and np.array_equal(frames[0], u0) and np.abs(frames[-1] - u).max() < 1e-15
+
+
+def test_stepper_takes_walls_of_each_sample(rod):
+    heat, grid, _ = rod
+    walls = {"x": (fd.Dirichlet(np.array([1.0, 2.0, 3.0])), None)}
+    out = fd.Stepper(heat, grid, dt=0.01, boundary=walls)(np.zeros((3, 100)))
+    assert out[:, 0].tolist() == [1.0, 2.0, 3.0]
 
 
 def test_stepper_keeps_shape_batch_and_components():
@@ -296,6 +335,10 @@ def test_bad_steps_and_methods():
     bad("rtol goes with", method="euler", rtol=1e-3)
     bad("rtol must lie between", rtol=2.0)
     bad("t_end must be positive", t_end=0.0)
+    bad("t_end must be positive, not '1'", t_end="1")
+    bad("threads must be a whole number of at least 1, got 0", threads=0)
+    bad("batch of 0 samples", u0=np.zeros((0, 100)))
+    bad("NumPy array or a torch tensor, not MaskedArray", TypeError, u0=np.ma.zeros(100))
     bad("give t_end, or save_at", t_end=None)
     bad("ascending times", save_at=[0.5, 0.2])
     bad("beyond t_end", save_at=[0.5, 2.0])

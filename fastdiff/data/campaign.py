@@ -212,7 +212,7 @@ def generate(recipe: str | Recipe, path: str | os.PathLike, *, samples: int, sha
     workers    processes that solve blocks side by side; default: this one alone, which uses `threads` threads
     device     "cpu", or "cuda": copies and writing then overlap with computing; equal to the CPU's to rounding
     block      samples a block; by default about 32 MB of them
-    overwrite  replace what is at `path`, and start anew
+    overwrite  replace what is at `path`; an interrupted run of the same goes on
 
     Returns a Report with path, samples, bytes, seconds, samples_per_second, cell_updates_per_second.
     """
@@ -306,7 +306,7 @@ class _Parts:
         fresh = self._make_folder()
         try:
             self.lock = self._locked()
-            if self.overwrite:
+            if self.overwrite and not self._is_ours():
                 self._clear("*.block", "manifest.json")
             self._take_up()
             self._check_room()
@@ -410,6 +410,15 @@ class _Parts:
         if differences:
             raise FileExistsError(f"{self.folder} holds an unfinished run of something else ({differences}): give "
                                   f"another name, delete it, or overwrite")
+
+    def _is_ours(self) -> bool:
+        """Whether the blocks here are those of an interrupted run of the same."""
+        try:
+            there = json.loads((self.folder / "manifest.json").read_text())
+        except (OSError, ValueError):
+            return False
+        there.pop("block", None)
+        return not _differences(there, self.manifest)
 
     def _check_room(self):
         missing = sum(count for _, count in self.missing()) / self.samples * self.needed

@@ -133,7 +133,7 @@ def _reserve(path, size):
 
 
 def _column(values) -> np.ndarray:
-    return np.array(values, "S") if isinstance(values[0], str) else np.array(values)
+    return np.array([v.encode() for v in values]) if isinstance(values[0], str) else np.array(values)
 
 
 def _create(path, shape, dtype, names, tables, attributes) -> int:

@@ -52,10 +52,15 @@ class GrayScott:
         return gray_scott.rule(np.broadcast_to(rate, (batch, 2, grid.ndim)), F * dt, (F + k) * dt, dt, dtype)
 
     def stable_dt(self, grid: Grid, stiffness=None) -> float:
-        """The smaller of the diffusive limit and 2 / (F + k); a necessary condition, the reaction is nonlinear."""
-        rates = parameter(self.F, "F") + parameter(self.k, "k")
-        reaction = 2.0 / rates.max() if rates.max() > 0 else np.inf
-        return float(min(diffusive_limit(self.diffusivities(grid), grid, stiffness), reaction))
+        """Largest step stable about (u, v) = (1, 0): 2 / (2/diffusive limit + decay rate), decaying with F and F + k.
+
+        A necessary condition: the reaction is nonlinear, and where v is large u decays faster, with v² + F.
+        """
+        F, k = parameter(self.F, "F").max(), parameter(self.k, "k").max()
+        D = self.diffusivities(grid)
+        limits = [diffusive_limit(D[:, [c]], grid, stiffness) for c in range(2)]
+        rates = [2.0 / limit + decay for limit, decay in zip(limits, (F, F + k))]
+        return float(2.0 / max(rates)) if max(rates) > 0 else np.inf
 
     def reaction_rate(self) -> float:
         """The fastest decay by reaction, v² + F with v <= 1."""

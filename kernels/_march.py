@@ -284,11 +284,31 @@ def ghost_ends(e, b, ends, C, buf, row, stride, lo, hi, at_low, at_high, step, i
 
 @inner
 def steady_ends(ends, C, buf, row, stride, along, rows, lo, hi, at_low, at_high, wrap, ghosts, n2):
-    """Set held cells and ghosts at the ends of many rows at once, where `set_ends` has said the same for all.
+    """Set held cells and ghosts at the ends of rows for which `set_ends` has said the same.
 
     Ghosts beside a held row may be set before the row is: only the held row itself would read them.
     """
     inline_here()
+    if rows > 1:
+        many_ends(ends, C, buf, row, stride, along, rows, lo, hi, at_low, at_high, wrap, ghosts, n2)
+        return
+    hold_ends(ends, C, buf, row, stride, lo, hi, at_low, at_high)
+    inside = min(np.int64(1), n2 - 1)
+    for c in range(C):
+        a, z, o = row + c * stride + lo, row + c * stride + hi - 1, 8 * c
+        if wrap:
+            buf[a - 1], buf[z + 1] = buf[z], buf[a]
+        elif ghosts:
+            if at_low and ends[o] == GHOST:
+                buf[a - 1] = ends[o + 3] + ends[o + 2] * buf[a + inside] + ends[o + 1] * buf[a]
+            if at_high and ends[o + 4] == GHOST:
+                buf[z + 1] = ends[o + 7] + ends[o + 6] * buf[z - inside] + ends[o + 5] * buf[z]
+
+
+@inner
+def many_ends(ends, C, buf, row, stride, along, rows, lo, hi, at_low, at_high, wrap, ghosts, n2):
+    """`steady_ends` for many rows, `along` apart."""
+    keep_apart()
     inside = min(np.int64(1), n2 - 1)
     for c in range(C):
         for turn in range(4):  # first the held cells of both ends, then the ghosts, which may read them
@@ -397,7 +417,7 @@ def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, level
             for z in range(calls):
                 steady_ends(ends, C, buf, new + (z + g0) * plane + g1 * pitch, stride, along, rows, left, right, at_low,
                             at_high, wrap, True, n2)
-        for z in range(n0):
+        for z in range(n0 if vary or held else 0):
             for y in range(n1):
                 at = new + (z + g0) * plane + (y + g1) * pitch
                 if vary:

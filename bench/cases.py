@@ -51,30 +51,34 @@ def bench(request):
 
 
 def test_kernel(benchmark, bench, kernel, dtype):
-    shape = bench.shapes[kernel.ndim]
+    shape = bench.shape_of(kernel)
     margin = check(kernel, "cpu", shape, dtype)
     inputs = kernel.sample(shape, np.dtype(dtype), np.random.default_rng(0))
-    u = inputs["u"]
-    out = np.empty_like(u)
-    reference = seconds_of(kernel.reference, **{**inputs, "steps": 2})
-    more = {**inputs, "steps": steps_for(lambda n: kernel.cpu(**{**inputs, "steps": n}, out=out), bench.seconds)}
+    out = kernel.empty(inputs)
+    few, more = ({**inputs, "steps": 2}, dict(inputs)) if "steps" in inputs else (inputs, inputs)
+    reference = seconds_of(kernel.reference, **few)
+    if "steps" in inputs:
+        more["steps"] = steps_for(lambda n: kernel.cpu(**{**inputs, "steps": n}, out=out), bench.seconds)
     benchmark.pedantic(kernel.cpu, kwargs={**more, "out": out}, rounds=bench.rounds, warmup_rounds=1)
-    rate = updates(u, more["steps"]) / benchmark.stats.stats.median
+    first = out[0] if isinstance(out, tuple) else out
+    cells = first.size // first.shape[1] if kernel.ndim else first.size  # of a state (B, C, *grid), or all results
+    rate = cells * more.get("steps", 1) / benchmark.stats.stats.median
     rule = kernel.rule_for(inputs)
     bandwidth = bench.triad(dtype)
+    moved = kernel.bytes_per_cell * first.itemsize
     benchmark.extra_info |= {
         "kernel": kernel.name,
         "dtype": dtype,
-        "shape": list(u.shape),
+        "shape": list(shape),
         "threads": bench.threads,
-        "steps": more["steps"],
+        "steps": more.get("steps", 1),
         "share_of_tolerance": margin,
         "updates_per_second": rate,
-        "memory_roof": bandwidth / (kernel.bytes_per_cell * u.itemsize),
+        "memory_roof": bandwidth / moved if moved else None,
         "triad_bytes_per_second": bandwidth,
         "cache_roof": machine.in_cache(rule, dtype, kernel.ndim, bench.threads) if rule is not None else None,
-        "reference": updates(u, 2) / reference,
-        "sweep": measure_sweep(kernel.name, u, bench.seconds, bench.rounds),
+        "reference": cells * few.get("steps", 1) / reference,
+        "sweep": measure_sweep(kernel.name, inputs.get("u"), bench.seconds, bench.rounds),
         "flops_per_cell": kernel.flops_per_cell,
-        "bytes_per_cell": kernel.bytes_per_cell * u.itemsize,
+        "bytes_per_cell": moved,
     }

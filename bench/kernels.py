@@ -28,6 +28,12 @@ class Session:
         self.quick = options.quick
         self.failures: dict[str, str] = {}
 
+    def shape_of(self, kernel):
+        """The shape to time a kernel on."""
+        if self.quick and kernel.shapes:
+            return list(kernel.shapes)[-1]
+        return kernel.large if kernel.large and not self.quick else self.shapes[kernel.ndim]
+
     @lru_cache(maxsize=2)  # noqa: B019 - there is one session a process
     def triad(self, dtype):
         """Bytes per second of the triad, with the threads of this session."""
@@ -144,8 +150,8 @@ def table(results):
         made.add_column(name, justify="left" if name in ("kernel", "dtype", "grid") else "right", no_wrap=True)
     for r in results:
         rate = r["updates_per_second"]
-        made.add_row(r["kernel"], r["dtype"], " x ".join(map(str, [r["shape"][0], *r["shape"][2:]])), str(r["steps"]),
-                     f"{r['seconds']:.3f}", f"{rate / 1e6:,.0f}", f"{rate / r['memory_roof']:.0%}",
+        made.add_row(r["kernel"], r["dtype"], " x ".join(map(str, r["shape"])), str(r["steps"]),
+                     f"{r['seconds']:.3f}", f"{rate / 1e6:,.0f}", _ratio(rate, r["memory_roof"], "{:.0%}"),
                      _ratio(rate, r["cache_roof"], "{:.0%}"), _ratio(rate, r["reference"], "{:.0f}x"),
                      _ratio(rate, r["sweep"], "{:.2f}x"))
     return made
@@ -163,6 +169,9 @@ def plot(results, file: Path):
     """
     from matplotlib.figure import Figure
 
+    results = [r for r in results if r["flops_per_cell"] and r["bytes_per_cell"]]
+    if not results:
+        return
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.add_subplot()
     for k, dtype in enumerate(sorted({r["dtype"] for r in results})):

@@ -106,7 +106,7 @@ def compile_ptx(kernel, arguments) -> list[str]:
         module.get_current_device = Device
     library, _ = numba.cuda.compiler._compile_pyfunc_with_fixup(
         kernel.py_func, void(*(_type_of(a) for a in arguments)), device=False, abi="numba", cc=CAPABILITIES[0],
-        launch_bounds=kernel.targetoptions["launch_bounds"],
+        launch_bounds=kernel.targetoptions.get("launch_bounds"),
     )
     return [library.get_asm_str(cc=capability) for capability in CAPABILITIES]
 
@@ -146,6 +146,19 @@ def measure(name, rule, edges, shape, dtype, values=None) -> list[Resources]:
     return found
 
 
+def measure_launch(name, dtype, launch) -> list[Resources]:
+    """Compile a CUDA kernel that is no march, and read its needs."""
+    found = []
+    for capability, ptx in zip(CAPABILITIES, compile_ptx(launch.function, launch.arguments)):
+        needs = assemble(ptx, capability)
+        needs["shared"] += launch.shared
+        found.append(Resources(
+            kernel=name, schedule=launch.label, dtype=dtype, capability=f"sm_{capability[0]}{capability[1]}",
+            block=launch.block, depth=1, shape=(), components=1, nonlinear=False, float64=float64_instructions(ptx),
+            **needs))
+    return found
+
+
 class Wall(NamedTuple):
     """A boundary that depends on the field: the only float64 arithmetic a float32 kernel may have."""
 
@@ -162,6 +175,8 @@ def measure_case(case) -> list[Resources]:
 
     name, dtype, shape, nonlinear = case
     kernel = discover()[name]
+    if kernel.rule is None:
+        return [found for launch in kernel.ptx(np.dtype(dtype)) for found in measure_launch(name, dtype, launch)]
     inputs = kernel.sample((4,) * kernel.ndim, np.dtype(dtype), np.random.default_rng(0)) | {"dtype": np.dtype(dtype)}
     rule = kernel.rule(**{k: inputs[k] for k in inspect.signature(kernel.rule).parameters})
     return measure(name, rule, inputs["edges"], shape, dtype, Wall(1.0) if nonlinear else None)
@@ -173,6 +188,7 @@ def cases():
 
     kernels = [k for k in discover().values() if k.cuda and k.rule]
     found = [(k.name, dtype, LARGE[k.ndim], False) for k in kernels for dtype in DTYPES]
+    found += [(k.name, dtype, (), False) for k in discover().values() if k.cuda and not k.rule for dtype in DTYPES]
     found += [(k.name, dtype, largest_resident(k, dtype), False) for k in kernels if k.ndim > 1 for dtype in DTYPES]
     heat = discover()["heat_2d"]
     return found + [("heat_2d", "float32", shape, True) for shape in (LARGE[2], largest_resident(heat, "float32"))]
@@ -210,7 +226,7 @@ def _stamp() -> str:
 
     files = [Path(__file__)]
     for file in sorted(Path(kernels.__file__).parent.glob("*.py")):
-        if not file.name.startswith("_") or file.name in ("_cuda.py", "_edges.py", "_march.py", "_march_cuda.py"):
+        if file.name not in ("_contract.py", "_jit.py", "_run.py", "_threads.py"):  # the CPU's alone
             files.append(file)
     versions = [metadata.version(name) for name in ("numba", "numba-cuda")] + [str(ptxas().stat().st_size)]
     content = b"".join(file.name.encode() + file.read_bytes() for file in files) + " ".join(versions).encode()

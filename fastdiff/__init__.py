@@ -14,14 +14,14 @@ from fastdiff.stepper import Stepper, repeat, rollout
 from fastdiff.steppers.euler import Unstable
 
 if TYPE_CHECKING:
-    from fastdiff import bench, data
+    from fastdiff import bench, data, nn
 
 try:
     __version__ = version("fastdiff-pde")
 except PackageNotFoundError:  # used from a checkout that is not installed
     __version__ = "0.0.0"
 
-_LATER = ("bench", "data")  # imported when first used
+_LATER = ("bench", "data", "nn")  # imported when first used
 
 
 def __getattr__(name):
@@ -31,4 +31,4 @@ def __getattr__(name):
 
 
 __all__ = ["Dirichlet", "Diverged", "Flux", "GrayScott", "Grid", "Heat", "Neumann", "Robin", "Solution", "Stepper",
-           "Unstable", "bench", "data", "repeat", "rollout", "set_threads", "solve"]
+           "Unstable", "bench", "data", "nn", "repeat", "rollout", "set_threads", "solve"]

@@ -9,15 +9,25 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 BACKENDS = ("cpu", "cuda")
+
+
+class Launch(NamedTuple):
+    """One CUDA kernel as it would be launched: what the PTX gate compiles."""
+
+    label: str  # which of the kernel's CUDA kernels this is
+    function: Any  # made by @cuda.jit
+    arguments: tuple  # NumPy arrays stand for device arrays; only types count
+    block: tuple[int, int]
+    shared: int = 0  # bytes of dynamic shared memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +38,16 @@ class Kernel:
     reference       plain NumPy in float64, called as `reference(**inputs)`, as every implementation is
     cpu, cuda       the compiled implementations, called as `cpu(**inputs, out=out)`; they fill and return `out`
     sample          `sample(shape, dtype, rng) -> inputs`: inputs that exercise everything, the state is "u"
-    ndim            number of axes of the grid
+    outputs         `outputs(**inputs) -> out`: an array of the result's shape and dtype, or a tuple of them; default:
+                    one like "u". Its contents do not matter
+    ndim            number of axes of the grid; 0 for a kernel that is not on a grid, which then names its `shapes`
+    shapes          awkward shapes for `sample`, as {shape: reason}; default: those of every grid of `ndim` axes. Those
+                    of at most 150 numbers run in the CUDA simulator: let there be some
+    large           the shape that `fastdiff bench` times; default: that of every grid of `ndim` axes
     rule            `rule(...) -> rule of kernels/_march.py`, from the inputs it names and their dtype
+    machine_code    `machine_code(dtype) -> [(dispatcher, signature), ...]`: the hot loops of a kernel without a rule,
+                    for the gate that looks for wide vectors and accidental float64
+    ptx             `ptx(dtype) -> [Launch, ...]`: the CUDA kernels of a kernel without a rule, for the PTX gate
     adjoint         the transposed kernel, called like `cpu` with a cotangent in place of "u"; linear kernels only
     order           observed orders of accuracy in space and in time
     bytes_per_cell  bytes an unblocked sweep moves to and from memory per cell and step, for each byte of the dtype:
@@ -43,8 +61,13 @@ class Kernel:
     sample: Callable[..., dict[str, Any]]
     cpu: Callable[..., Any] | None = None
     cuda: Callable[..., Any] | None = None
+    outputs: Callable[..., Any] | None = None
     ndim: int = 0
+    shapes: Mapping[tuple[int, ...], str] | None = None
+    large: tuple[int, ...] | None = None
     rule: Callable[..., Any] | None = None
+    machine_code: Callable[..., Any] | None = None
+    ptx: Callable[..., Any] | None = None
     adjoint: Callable[..., Any] | None = None
     order: tuple[int, int] = (2, 1)
     bytes_per_cell: float = 0.0
@@ -56,6 +79,13 @@ class Kernel:
         if backend not in BACKENDS:
             raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
         return getattr(self, backend)
+
+    def empty(self, inputs: dict[str, Any], value: float = np.nan) -> Any:
+        """Somewhere to put the result: an array or a tuple of arrays, filled with `value`."""
+        like = inputs["u"] if self.outputs is None else self.outputs(**inputs)
+        if isinstance(like, tuple):
+            return tuple(np.full_like(part, value) for part in like)
+        return np.full_like(like, value)
 
     def rule_for(self, inputs: dict[str, Any]) -> Any:
         """The compiled rule that `inputs` ask for; None for a kernel without one."""
@@ -116,9 +146,7 @@ def check(kernel: Kernel, backend: str, shape: tuple[int, ...], dtype: Any, seed
     inputs = kernel.sample(shape, np.dtype(dtype), np.random.default_rng(seed))
     before = {name: _copy(value) for name, value in inputs.items()}
     expected = kernel.reference(**inputs)
-    if not np.abs(expected).max() <= 100 * max(1.0, np.abs(inputs["u"]).max()):
-        raise ValueError(f"{kernel.name}: the sample's field grows without bound, which no tolerance fits; tame it")
-    out = np.full_like(inputs["u"], np.nan)
+    out = kernel.empty(inputs)
     result = compiled(**inputs, out=out)
     where = f"{kernel.name} ({backend}, {np.dtype(dtype)}, {' x '.join(map(str, shape))})"
     if result is not out:
@@ -126,12 +154,20 @@ def check(kernel: Kernel, backend: str, shape: tuple[int, ...], dtype: Any, seed
     for name, value in inputs.items():
         if not _same(value, before[name]):
             raise WrongKernel(f"{where} changed its input {name!r}")
+    size, steps = (np.abs(inputs["u"]).max(initial=1.0) if "u" in inputs else np.inf), inputs.get("steps", 1)
+    if not isinstance(out, tuple):
+        return _difference(kernel, where, out, expected, steps, size)
+    return max(_difference(kernel, f"output {k} of {where}", *pair, steps, size)
+               for k, pair in enumerate(zip(out, expected, strict=True)))
+
+
+def _difference(kernel: Kernel, where: str, out: np.ndarray, expected: np.ndarray, steps: int, size: float) -> float:
+    if out.size == 0:
+        return 0.0
+    if steps > 1 and not np.abs(expected).max() <= 100 * size:
+        raise ValueError(f"{kernel.name}: the sample's field grows without bound, which no tolerance fits; tame it")
     if np.isnan(out).sum() > np.isnan(expected).sum():
         raise WrongKernel(f"{where} left {np.isnan(out).sum()} of {out.size} cells unwritten or NaN")
-    return _difference(kernel, where, out, expected, inputs.get("steps", 1))
-
-
-def _difference(kernel: Kernel, where: str, out: np.ndarray, expected: np.ndarray, steps: int) -> float:
     allowed = kernel.tolerance * max(steps, 1) * np.finfo(out.dtype).eps * np.abs(expected).max()
     error = np.abs(out - expected)
     worst = np.unravel_index(np.argmax(error), error.shape)

@@ -43,6 +43,13 @@ SHAPES = {
         ((67, 35, 33), "several tiles of planes"),
     ],
 }
+
+
+def shapes_of(kernel):
+    """The awkward shapes of a kernel: its own, or those of its number of axes."""
+    return list(kernel.shapes) if kernel.shapes else [shape for shape, _ in SHAPES[kernel.ndim]]
+
+
 SMALL = 150  # cells at most in the simulator, which runs every CUDA thread as a thread of the system
 
 
@@ -53,14 +60,19 @@ def cases(backend):
         pytest.param(kernel, shape, id=f"{kernel.name}-{'x'.join(map(str, shape))}")
         for kernel in KERNELS.values()
         if kernel.implementation(backend)
-        for shape, _ in SHAPES[kernel.ndim]
+        for shape in shapes_of(kernel)
         if not small or np.prod(shape) <= SMALL
     ]
 
 
 def test_there_are_kernels():
     assert KERNELS
-    assert all(kernel.cpu and kernel.ndim in SHAPES for kernel in KERNELS.values())
+    assert all(kernel.cpu and (kernel.shapes or kernel.ndim in SHAPES) for kernel in KERNELS.values())
+
+
+def test_every_cuda_kernel_runs_in_the_simulator():
+    wanted = {kernel.name for kernel in KERNELS.values() if kernel.cuda}
+    assert wanted == {k.name for k in KERNELS.values() if k.cuda and min(map(np.prod, shapes_of(k))) <= SMALL}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -92,11 +104,10 @@ def test_cuda_parts_pass_in_the_simulator():
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 def test_result_is_allocated_when_no_output_is_given(kernel):
-    shape = SHAPES[kernel.ndim][-3][0]
-    inputs = kernel.sample(shape, np.dtype("float32"), np.random.default_rng(1))
-    given = kernel.cpu(**inputs, out=np.empty_like(inputs["u"]))
-    own = kernel.cpu(**inputs)
-    assert own.dtype == given.dtype and own.tobytes() == given.tobytes()
+    inputs = kernel.sample(shapes_of(kernel)[-3:][0], np.dtype("float32"), np.random.default_rng(1))
+    given, own = kernel.cpu(**inputs, out=kernel.empty(inputs)), kernel.cpu(**inputs)
+    for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (own, given)), strict=True):
+        assert a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
 @pytest.mark.parametrize("kernel", [k for k in KERNELS.values() if k.adjoint] or [None], ids=str)
@@ -104,7 +115,7 @@ def test_adjoint_is_the_transpose(kernel, rng):
     """<v, J u> = <J^T v, u>, with J u = f(u) - f(0) for an affine f."""
     if kernel is None:
         pytest.skip("no kernel has an adjoint yet")
-    for shape, _ in SHAPES[kernel.ndim]:
+    for shape in shapes_of(kernel):
         inputs = kernel.sample(shape, np.dtype("float64"), rng)
         u, v = inputs["u"], rng.standard_normal(inputs["u"].shape)
         forward = kernel.cpu(**inputs) - kernel.cpu(**{**inputs, "u": np.zeros_like(u)})

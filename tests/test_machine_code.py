@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numba import njit, types
 
+from fastdiff.kernels import discover
 from fastdiff.kernels._contract import families
 from fastdiff.kernels._jit import FLAGS
 from fastdiff.kernels._march import update_rows
@@ -69,6 +70,25 @@ def check_float32(code):
 @pytest.mark.parametrize("cls", rules())
 def test_float32_rule_is_packed_and_stays_float32(cls):
     check_float32(row_code(cls(*[np.float32(0.5)] * len(cls._fields))))
+
+
+def loops():
+    """The hot loops of the kernels without a rule, in float32."""
+    return [
+        pytest.param(dispatcher, signature, id=f"{kernel.name}-{k}")
+        for kernel in discover().values() if kernel.machine_code
+        for k, (dispatcher, signature) in enumerate(kernel.machine_code(np.dtype("float32")))
+    ]
+
+
+@pytest.mark.parametrize(("dispatcher", "signature"), loops())
+def test_float32_loop_is_packed_and_stays_float32(dispatcher, signature):
+    dispatcher.compile(signature)
+    check_float32(dispatcher.inspect_asm(dispatcher.signatures[-1]).splitlines())
+
+
+def test_every_kernel_is_looked_at():
+    assert [k.name for k in discover().values() if k.cpu and not (k.rule or k.machine_code)] == []
 
 
 class Clean(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from fastdiff.kernels._jit import FASTMATH, FLAGS, borrow
-from fastdiff.kernels._march import sample_of, update_rows
+from fastdiff.kernels._march import components_of, sample_of, update_rows
 
 ROW_BYTES = 2048  # of one row: five rows and the result, of two components, fit in 32 KB
 TRIAD_BYTES = 1 << 28  # of one array
@@ -62,7 +62,7 @@ def _rows(p, out, buf, s, m0, p0, m1, p1, stride, out_stride, lo, hi, repeats):
 def row_runner(rule, dtype, ndim):
     """A function that updates `repeats` rows which stay in cache, and the number of cells of a row."""
     dtype = np.dtype(dtype)
-    components = getattr(type(rule), "components", 1)
+    components = components_of(type(rule))
     cells = ROW_BYTES // dtype.itemsize
     pitch = cells + 64 // dtype.itemsize * 3  # no two rows at the same place of a page
     buf = np.random.default_rng(0).uniform(0.4, 0.6, components * 5 * pitch).astype(dtype)

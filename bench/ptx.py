@@ -125,8 +125,9 @@ def _type_of(value):
 def measure(name, rule, edges, shape, dtype, values=None) -> list[Resources]:
     """Compile the kernel that a march of `rule` on a grid of `shape` would launch, and read its needs."""
     from fastdiff.kernels import _march_cuda as march
+    from fastdiff.kernels._march import components_of
 
-    count, ndim, size = getattr(type(rule), "components", 1), len(shape), np.dtype(dtype).itemsize
+    count, ndim, size = components_of(type(rule)), len(shape), np.dtype(dtype).itemsize
     space = (1, count, *{1: (1, 1, *shape), 2: (shape[0], 1, shape[-1]), 3: shape}[ndim])
     plan = march.plan_cuda(space, ndim, size, 1000)
     state = np.zeros((1,) * 5, dtype)

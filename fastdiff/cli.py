@@ -3,7 +3,6 @@
 Whatever goes wrong comes out as one red line and exit code 1; Ctrl-C says how to go on, and exits with 130.
 """
 
-import functools
 import os
 import signal
 import sys
@@ -11,45 +10,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
+
+from fastdiff.commands import err, out, plainly, read_shape
 
 app = typer.Typer(help="Compiled diffusion solvers, and the training data they make.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
-out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-def _plainly(command):
-    """A command whose errors are one red line. FASTDIFF_TRACEBACK=1 shows where they come from."""
-
-    @functools.wraps(command)
-    def run(*args, **kwargs):
-        try:
-            return command(*args, **kwargs)
-        except KeyboardInterrupt as stop:
-            err.print(f"[yellow]{escape(str(stop) or 'interrupted')}[/]")
-            raise typer.Exit(130) from None
-        except Exception as error:
-            if os.environ.get("FASTDIFF_TRACEBACK") or isinstance(error, typer.Exit | typer.Abort | typer.BadParameter):
-                raise
-            text = " ".join(str(error).split()) or type(error).__name__
-            err.print(f"[bold red]{escape(text)}[/]")
-            raise typer.Exit(1) from None
-
-    return run
-
-
-def _shape(text: str | None):
-    if text is None:
-        return None
-    try:
-        return tuple(int(n) for n in text.lower().split("x"))
-    except ValueError:
-        raise ValueError(f"a shape looks like 128x128, not {text!r}") from None
 
 
 @app.command()
-@_plainly
+@plainly
 def generate(
     recipe: Annotated[str, typer.Argument(help="What to make, such as gray-scott or heat.")],
     samples: Annotated[int, typer.Option(help="How many trajectories.")] = 64,
@@ -69,7 +39,7 @@ def generate(
 
     path = out_ if out_ is not None else Path(f"{recipe}.h5")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system stops us as Ctrl-C does
-    report = data.generate(recipe, path, samples=samples, shape=_shape(shape), seed=seed, frames=frames,
+    report = data.generate(recipe, path, samples=samples, shape=read_shape(shape), seed=seed, frames=frames,
                            workers=workers, threads=threads, device=device, layout=layout, overwrite=overwrite)
     _tell(report)
     if picture:
@@ -86,7 +56,7 @@ def _tell(report):
 
 
 @app.command()
-@_plainly
+@plainly
 def verify(path: Annotated[Path, typer.Argument(help="A data set.")]):
     """Check a data set: structure, checksums, finite numbers."""
     from fastdiff import data
@@ -113,7 +83,7 @@ PROBLEMS = {"rod": _rod}
 
 
 @app.command()
-@_plainly
+@plainly
 def solve(
     problem: Annotated[str, typer.Argument(help=f"One of: {', '.join(PROBLEMS)}.")] = "rod",
     out_: Annotated[Path | None, typer.Option("--out", help="The picture; default: the problem's name, .png.")] = None,
@@ -134,7 +104,7 @@ def solve(
 
 
 @app.command()
-@_plainly
+@plainly
 def info():
     """Tell threads, GPU, cache folder, versions, kernels and recipes."""
     import fastdiff as fd
@@ -205,7 +175,7 @@ def _rivals():
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
-@_plainly
+@plainly
 def bench(context: typer.Context):
     """Time every kernel against its reference; `fastdiff bench --help` lists what it takes."""
     import fastdiff.bench

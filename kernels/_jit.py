@@ -84,8 +84,13 @@ class _Impl(CompileResultCacheImpl):
     _locator_classes = [_Locator]
 
 
-def _rule_classes(sig):
-    return [t.instance_class for t in sig if isinstance(t, types.BaseNamedTuple)]
+def _rule_classes(kinds):
+    """The rule classes among types, with those inside of them."""
+    found = []
+    for kind in kinds:
+        if isinstance(kind, types.BaseNamedTuple):
+            found += [kind.instance_class, *_rule_classes(kind.types)]
+    return found
 
 
 @lru_cache(maxsize=256)

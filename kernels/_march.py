@@ -1,14 +1,15 @@
 """The CPU schedule: march any rule many time steps, blocked in time and space, over threads.
 
-A *rule* is a `NamedTuple` class: its fields are the parameters, its static method `cell` the update of one cell.
+A *rule* is a `NamedTuple` class: its fields are the parameters, its static method `change` the physics of one cell.
 
     class Heat2D(NamedTuple):
         a0: Any                       # D dt / dx^2: an array with one value a sample
         ...
         @staticmethod
-        def cell(p, u, at): ...       # the new value of the cell; a tuple if the rule has several `components`
+        def change(p, u, at): ...     # dt u_t: what one Euler step adds; a tuple if the rule has several `components`
 
-`cell` is compiled into the schedule by the rule's *type*; the same method is the CUDA kernel's update.
+A rule may have a method `cell` instead, the new value itself; by default that is the old value plus `change`. Methods
+are compiled into the schedule by the rule's *type*, and are the CUDA kernel's too. A field may be another rule.
 
 Space is always three axes (n0, n1, n2), n2 contiguous: 1-D is (1, 1, n), 2-D is (n0, 1, n2). An axis is bounded,
 periodic or absent. State arrays are (batch, components, n0, n1, n2), flattened.
@@ -99,28 +100,67 @@ class At(NamedTuple):
 # -- the rule, by type ---------------------------------------------------------------------------------------------
 
 
+def change(p, u, at):
+    """What one Euler step adds to the value(s) of a cell: the `change` of the parameters' class."""
+    return type(p).change(p, u, at)
+
+
+@overload(change, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+def _change(p, u, at):
+    return _method(p.instance_class, "change")
+
+
 def cell(p, u, at):
-    """New value(s) of one cell: the `cell` of the parameters' class."""
-    return type(p).cell(p, u, at)
+    """New value(s) of one cell: the `cell` of the parameters' class, or what `change` makes of the old one."""
+    rule = type(p)
+    if hasattr(rule, "cell"):
+        return rule.cell(p, u, at)
+    new = change(p, u, at)
+    return u.c + new if components_of(rule) == 1 else tuple(old.c + add for old, add in zip(u, new))
 
 
 @overload(cell, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
 def _cell(p, u, at):
     rule = p.instance_class
-    if list(signature(rule.cell).parameters) != ["p", "u", "at"]:
-        raise TypeError(f"the arguments of {rule.__name__}.cell must be called p, u and at")
-    return rule.cell
+    if hasattr(rule, "cell"):
+        return _method(rule, "cell")
+    count, scope = components_of(rule), {"change": change}
+    sums = ", ".join(f"u[{c}].c + new[{c}]" for c in range(count))
+    exec("def euler(p, u, at):\n    new = change(p, u, at)\n    return " + ("u.c + new" if count == 1 else sums), scope)
+    return scope["euler"]
+
+
+def _method(rule, name):
+    method = getattr(rule, name)
+    if list(signature(method).parameters) != ["p", "u", "at"]:
+        raise TypeError(f"the arguments of {rule.__name__}.{name} must be called p, u and at")
+    return method
+
+
+def components_of(rule) -> int:
+    """How many components a rule class updates."""
+    return getattr(rule, "components", 1)
+
+
+def map_fields(rule, function):
+    """The rule with a function applied to every field, those of rules inside included."""
+    return type(rule)(*(map_fields(f, function) if hasattr(f, "_fields") else function(f) for f in rule))
 
 
 def sample_of(p, b):
-    """The parameters of sample `b`: 1-D fields give a number, larger ones a view, numbers stay."""
-    return type(p)(*(f[b] if isinstance(f, np.ndarray) else f for f in p))
+    """The parameters of sample `b`: 1-D fields give a number, larger ones a view, numbers stay, rules are entered."""
+    return map_fields(p, lambda f: f[b] if isinstance(f, np.ndarray) else f)
 
 
 @overload(sample_of)
 def _sample_of(p, b):
-    fields = ", ".join(f"p[{k}][b]" if isinstance(t, types.Array) else f"p[{k}]" for k, t in enumerate(p.types))
-    scope = {"rule": p.instance_class}
+    def pick(kind, place):
+        if isinstance(kind, types.BaseNamedTuple):
+            return f"sample_of({place}, b)"
+        return f"{place}[b]" if isinstance(kind, types.Array) else place
+
+    fields = ", ".join(pick(t, f"p[{k}]") for k, t in enumerate(p.types))
+    scope = {"rule": p.instance_class, "sample_of": sample_of}
     exec(f"def pick(p, b):\n    return rule({fields})", scope)
     return scope["pick"]
 
@@ -141,7 +181,7 @@ src[s + {0} + x - one], src[s + {0} + x + one])"
 
 @overload(update_rows, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
 def _update_rows(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, rows, lo, hi, step, i0, i1, di0, di1, origin):
-    count = getattr(p.instance_class, "components", 1)
+    count = components_of(p.instance_class)
     stars = [_STAR.format(f"k{c}") for c in range(count)]
     near = stars[0] if count == 1 else f"({', '.join(stars)})"
     lines = [

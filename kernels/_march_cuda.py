@@ -42,7 +42,7 @@ from fastdiff.kernels._edges import (
     PERIODIC,
     VALUE,
 )
-from fastdiff.kernels._march import At, Star, cell, sample_of
+from fastdiff.kernels._march import At, Star, cell, components_of, sample_of
 
 cuda = _cuda.toolkit()
 
@@ -56,7 +56,7 @@ class NoValues(NamedTuple):
 
 def update(p, near, at, new):
     """Apply the rule to `near[component, (c, m0, p0, m1, p1, m2, p2)]`; put the new values in `new[component]`."""
-    count = getattr(type(p), "components", 1)
+    count = components_of(type(p))
     stars = tuple(Star(*(near[c, k] for k in range(7))) for c in range(count))
     values = cell(p, stars if count > 1 else stars[0], at)
     for c in range(count):
@@ -65,7 +65,7 @@ def update(p, near, at, new):
 
 @overload(update)
 def _update(p, near, at, new):
-    count = getattr(p.instance_class, "components", 1)
+    count = components_of(p.instance_class)
     stars = ["Star(" + ", ".join(f"near[{c}, {k}]" for k in range(7)) + ")" for c in range(count)]
     lines = [
         "def update(p, near, at, new):",
@@ -682,7 +682,7 @@ def _check(rule, u, edges, out, work, values):
         raise TypeError(f"the GPU marches float32 or float64, got {dtype}")
     if not 3 <= len(u.shape) <= 5:
         raise ValueError(f"expected a state (batch, components, *grid) of 1 to 3 axes, got shape {tuple(u.shape)}")
-    count = getattr(type(rule), "components", 1)
+    count = components_of(type(rule))
     if u.shape[1] != count:
         raise ValueError(f"{type(rule).__name__} has {count} component(s), the state {u.shape[1]}")
     if edges.reals.dtype != dtype:

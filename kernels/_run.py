@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastdiff.kernels._edges import ABSENT, BOUNDED, make_edges
-from fastdiff.kernels._march import LANES, run_resident, run_stream
+from fastdiff.kernels._march import LANES, components_of, map_fields, run_resident, run_stream
 from fastdiff.kernels._threads import default_threads, scratch, together
 
 
@@ -83,7 +83,7 @@ def space_of(shape):
 
 def _checked(rule, u, edges, out, work):
     """Refuse what the compiled code, which checks nothing, would get wrong; return the rule for every sample."""
-    components = getattr(type(rule), "components", 1)
+    components = components_of(type(rule))
     if u.shape[1] != components:
         raise ValueError(f"{type(rule).__name__} has {components} components, but u has shape {u.shape}: expected "
                          f"(batch, {components}, *grid)")
@@ -95,12 +95,15 @@ def _checked(rule, u, edges, out, work):
             raise ValueError(f"{name} must be a C-contiguous array of shape {u.shape} and dtype {u.dtype}")
     if any(a is not None and np.may_share_memory(a, b) for a, b in ((out, u), (work, u), (work, out))):
         raise ValueError("u, out and work must not share memory")
-    short = [f for f in rule if isinstance(f, np.ndarray) and len(f) != len(u)]
-    if any(len(f) != 1 for f in short):
-        raise ValueError(f"{type(rule).__name__} has parameters for {len(short[0])} samples, but u has {len(u)}")
-    if short:
-        rule = type(rule)(*(np.repeat(f, len(u), 0) if isinstance(f, np.ndarray) and len(f) == 1 else f for f in rule))
-    return rule
+
+    def for_all(field):
+        if not isinstance(field, np.ndarray) or len(field) == len(u):
+            return field
+        if len(field) != 1:
+            raise ValueError(f"{type(rule).__name__} has parameters for {len(field)} samples, but u has {len(u)}")
+        return np.repeat(field, len(u), 0)
+
+    return map_fields(rule, for_all)
 
 
 def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, plan=None):
@@ -144,7 +147,7 @@ def schedule_of(shape, itemsize, threads=None) -> str:
 
 def prepare(rule, dtype, components, ndim, schedule):
     """Compile a rule for one dtype and schedule, or load it from disk, by a step on a tiny grid."""
-    first = type(rule)(*(f[:1] if isinstance(f, np.ndarray) else f for f in rule))
+    first = map_fields(rule, lambda field: field[:1] if isinstance(field, np.ndarray) else field)
     u = np.zeros((1, components, *[4] * ndim), dtype)
     edges = make_edges(u.shape[2:], [True] * ndim, dtype, components=components)
     march(first, u, edges, 1, threads=1, plan=Plan(schedule, (1, 1, 1), 1))

@@ -52,12 +52,11 @@ class GrayScott1D(NamedTuple):
     components = 2
 
     @staticmethod
-    def cell(p, u, at):
+    def change(p, u, at):
         u, v = u
         eaten = p.dt * ((u.c * v.c) * v.c)
         spread_u, spread_v = (u.m2 + u.p2) - p.two * u.c, (v.m2 + v.p2) - p.two * v.c
-        return (u.c + (p.du * spread_u + (p.feed * (p.one - u.c) - eaten)),
-                v.c + (p.dv * spread_v + (eaten - p.kill * v.c)))
+        return p.du * spread_u + (p.feed * (p.one - u.c) - eaten), p.dv * spread_v + (eaten - p.kill * v.c)
 
 
 class GrayScott2D(NamedTuple):
@@ -73,13 +72,12 @@ class GrayScott2D(NamedTuple):
     components = 2
 
     @staticmethod
-    def cell(p, u, at):
+    def change(p, u, at):
         u, v = u
         eaten = p.dt * ((u.c * v.c) * v.c)
         spread_u = ((u.m0 + u.p0) + (u.m2 + u.p2)) - p.four * u.c
         spread_v = ((v.m0 + v.p0) + (v.m2 + v.p2)) - p.four * v.c
-        return (u.c + (p.du * spread_u + (p.feed * (p.one - u.c) - eaten)),
-                v.c + (p.dv * spread_v + (eaten - p.kill * v.c)))
+        return p.du * spread_u + (p.feed * (p.one - u.c) - eaten), p.dv * spread_v + (eaten - p.kill * v.c)
 
 
 class GrayScottAxes(NamedTuple):
@@ -99,14 +97,13 @@ class GrayScottAxes(NamedTuple):
     components = 2
 
     @staticmethod
-    def cell(p, u, at):
+    def change(p, u, at):
         u, v = u
         eaten = p.dt * ((u.c * v.c) * v.c)
         two_u, two_v = p.two * u.c, p.two * v.c
         spread_u = p.du0 * ((u.m0 + u.p0) - two_u) + (p.du1 * ((u.m1 + u.p1) - two_u) + p.du2 * ((u.m2 + u.p2) - two_u))
         spread_v = p.dv0 * ((v.m0 + v.p0) - two_v) + (p.dv1 * ((v.m1 + v.p1) - two_v) + p.dv2 * ((v.m2 + v.p2) - two_v))
-        return (u.c + (spread_u + (p.feed * (p.one - u.c) - eaten)),
-                v.c + (spread_v + (eaten - p.kill * v.c)))
+        return spread_u + (p.feed * (p.one - u.c) - eaten), spread_v + (eaten - p.kill * v.c)
 
 
 def rule(rate, feed, kill, dt, dtype):

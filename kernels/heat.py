@@ -44,8 +44,8 @@ class Heat1D(NamedTuple):
     two: Any
 
     @staticmethod
-    def cell(p, u, at):
-        return u.c + p.r * ((u.m2 + u.p2) - p.two * u.c)
+    def change(p, u, at):
+        return p.r * ((u.m2 + u.p2) - p.two * u.c)
 
 
 class Heat2D(NamedTuple):
@@ -55,8 +55,8 @@ class Heat2D(NamedTuple):
     four: Any
 
     @staticmethod
-    def cell(p, u, at):
-        return u.c + p.r * (((u.m0 + u.p0) + (u.m2 + u.p2)) - p.four * u.c)
+    def change(p, u, at):
+        return p.r * (((u.m0 + u.p0) + (u.m2 + u.p2)) - p.four * u.c)
 
 
 class Heat2DAxes(NamedTuple):
@@ -67,8 +67,8 @@ class Heat2DAxes(NamedTuple):
     two: Any
 
     @staticmethod
-    def cell(p, u, at):
-        return u.c + (p.r0 * ((u.m0 + u.p0) - p.two * u.c) + p.r2 * ((u.m2 + u.p2) - p.two * u.c))
+    def change(p, u, at):
+        return p.r0 * ((u.m0 + u.p0) - p.two * u.c) + p.r2 * ((u.m2 + u.p2) - p.two * u.c)
 
 
 class Heat3D(NamedTuple):
@@ -78,8 +78,8 @@ class Heat3D(NamedTuple):
     six: Any
 
     @staticmethod
-    def cell(p, u, at):
-        return u.c + p.r * ((((u.m0 + u.p0) + (u.m1 + u.p1)) + (u.m2 + u.p2)) - p.six * u.c)
+    def change(p, u, at):
+        return p.r * ((((u.m0 + u.p0) + (u.m1 + u.p1)) + (u.m2 + u.p2)) - p.six * u.c)
 
 
 class Heat3DAxes(NamedTuple):
@@ -91,9 +91,9 @@ class Heat3DAxes(NamedTuple):
     two: Any
 
     @staticmethod
-    def cell(p, u, at):
+    def change(p, u, at):
         x, y, z = (u.m0 + u.p0) - p.two * u.c, (u.m1 + u.p1) - p.two * u.c, (u.m2 + u.p2) - p.two * u.c
-        return u.c + (p.r0 * x + (p.r1 * y + p.r2 * z))
+        return p.r0 * x + (p.r1 * y + p.r2 * z)
 
 
 def rule(rate, dtype):

@@ -56,7 +56,7 @@ def rules():
         pytest.param(cls, id=f"{module.__name__.split('.')[-1]}.{name}")
         for module in families()
         for name, cls in vars(module).items()
-        if isinstance(cls, type) and cls.__module__ == module.__name__ and hasattr(cls, "cell")
+        if isinstance(cls, type) and cls.__module__ == module.__name__ and {"cell", "change"} & set(dir(cls))
     ]
 
 

@@ -73,7 +73,7 @@ def _memory(plan, shape, kinds):
         g0, g1 = 2 * (kinds[0] != ABSENT), 2 * (kinds[1] != ABSENT)
         return 8 * C + LANES + 2 * C * (n0 + g0) * (n1 + g1) * width
     rows = ceil(n1 / plan.tiles[1]) + (0 if kinds[1] == ABSENT else 2 * (plan.depth + 1))
-    return 8 * C + LANES + plan.depth * C * 4 * rows * width
+    return 8 * C * (plan.depth + 1) + LANES + plan.depth * C * 4 * rows * width
 
 
 def space_of(shape):

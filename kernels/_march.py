@@ -9,7 +9,8 @@ A *rule* is a `NamedTuple` class: its fields are the parameters, its static meth
         def change(p, u, at): ...     # dt u_t: what one Euler step adds; a tuple if the rule has several `components`
 
 A rule may have a method `cell` instead, the new value itself; by default that is the old value plus `change`. Methods
-are compiled into the schedule by the rule's *type*, and are the CUDA kernel's too. A field may be another rule.
+are compiled into the schedule by the rule's *type*, and are the CUDA kernel's too. A field may be another rule, and
+may hold a number of every cell (`_fields.py`).
 
 Space is always three axes (n0, n1, n2), n2 contiguous: 1-D is (1, 1, n), 2-D is (n0, 1, n2). An axis is bounded,
 periodic or absent. State arrays are (batch, components, n0, n1, n2), flattened.
@@ -54,6 +55,7 @@ from fastdiff.kernels._edges import (
     PERIODIC,
     edge_value,
 )
+from fastdiff.kernels._fields import Clock, Field
 from fastdiff.kernels._jit import (
     FASTMATH,
     atomic_add,
@@ -145,16 +147,26 @@ def components_of(rule) -> int:
 
 def map_fields(rule, function):
     """The rule with a function applied to every field, those of rules inside included."""
-    return type(rule)(*(map_fields(f, function) if hasattr(f, "_fields") else function(f) for f in rule))
+    return type(rule)(*(f if isinstance(f, Clock) else map_fields(f, function) if hasattr(f, "_fields") else function(f)
+                        for f in rule))
 
 
 def sample_of(p, b):
     """The parameters of sample `b`: 1-D fields give a number, larger ones a view, numbers stay, rules are entered."""
-    return map_fields(p, lambda f: f[b] if isinstance(f, np.ndarray) else f)
+    if isinstance(p, Clock):
+        return p
+    if isinstance(p, Field):
+        return p._replace(start=p.start + p.batch * np.uint64(b))
+    return type(p)(*(sample_of(f, b) if hasattr(f, "_fields") else f[b] if isinstance(f, np.ndarray) else f for f in p))
 
 
 @overload(sample_of)
 def _sample_of(p, b):
+    if p.instance_class is Clock:
+        return lambda p, b: p
+    if p.instance_class is Field:
+        return lambda p, b: Field(p.data, p.start + p.batch * np.uint64(b), p.batch, p.s0, p.s1)
+
     def pick(kind, place):
         if isinstance(kind, types.BaseNamedTuple):
             return f"sample_of({place}, b)"

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fastdiff.kernels._edges import ABSENT, BOUNDED, make_edges
+from fastdiff.kernels._fields import Cells, lowered
 from fastdiff.kernels._march import LANES, components_of, map_fields, run_resident, run_stream
+from fastdiff.kernels._wide import march_wide, near_of
 from fastdiff.kernels._threads import default_threads, scratch, together
 
 
@@ -120,6 +122,8 @@ def _checked(rule, u, edges, out, work):
         raise ValueError("u, out and work must not share memory")
 
     def for_all(field):
+        if isinstance(field, Cells):
+            field.check(type(rule).__name__, u)
         if not isinstance(field, np.ndarray) or len(field) == len(u):
             return field
         if len(field) != 1:
@@ -141,9 +145,12 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
         out[...] = u
         return out
     shape = space_of(u.shape)
+    if near_of(rule) != "star":
+        return march_wide(rule, u, edges, steps, step, out, threads or default_threads(), shape)
     kinds = tuple(edges.ints[:3].tolist())
     threads = default_threads() if threads is None else threads
     plan = _fit(plan or plan_for(shape, kinds, u.itemsize, threads, steps), shape)
+    rule = lowered(rule, kinds, shape[2:], plan.depth + 1, edges.clock)
     sweeps = -(-steps // plan.depth)
     here, final = u.reshape(-1), out.reshape(-1)
     spare = final if sweeps == 1 else (np.empty_like(here) if work is None else work.reshape(-1))
@@ -170,7 +177,12 @@ def schedule_of(shape, itemsize, threads=None) -> str:
 
 def prepare(rule, dtype, components, ndim, schedule):
     """Compile a rule for one dtype and schedule, or load it from disk, by a step on a tiny grid."""
-    first = map_fields(rule, lambda field: field[:1] if isinstance(field, np.ndarray) else field)
+    def small(field):
+        if isinstance(field, Cells):
+            return Cells(np.ones([4] * ndim), ndim, dtype)
+        return field[:1] if isinstance(field, np.ndarray) else field
+
+    first = map_fields(rule, small)
     u = np.zeros((1, components, *[4] * ndim), dtype)
     edges = make_edges(u.shape[2:], [True] * ndim, dtype, components=components)
     march(first, u, edges, 1, threads=1, plan=Plan(schedule, (1, 1, 1), 1))

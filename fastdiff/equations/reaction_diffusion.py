@@ -121,7 +121,8 @@ class ReactionDiffusion:
         rate = np.broadcast_to(self.diffusivities(grid) * dt / np.square(grid.spacing),
                                (batch, len(self.names), grid.ndim))
         shape, axes = _shape_of(rate, spread)
-        numbers = module.numbers(dt, *self._values)
+        with np.errstate(all="ignore"):
+            numbers = module.numbers(dt, *self._values)
         for value in numbers:
             if not np.isfinite(value).all():
                 raise ValueError("a coefficient of the reaction is not finite with these parameters")

@@ -10,6 +10,8 @@ from fastdiff.equations import (
     AdvectionDiffusion,
     AllenCahn,
     Brusselator,
+    Burgers,
+    DiffusionSorption,
     FisherKPP,
     FitzHughNagumo,
     GrayScott,
@@ -41,6 +43,7 @@ def __getattr__(name):
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
 
 
-__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Dirichlet", "Diverged", "FisherKPP", "FitzHughNagumo",
-           "Flux", "GrayScott", "Grid", "Heat", "Neumann", "ReactionDiffusion", "Robin", "SIR", "Schnakenberg",
-           "Solution", "Stepper", "Unstable", "bench", "data", "nn", "repeat", "rollout", "set_threads", "solve"]
+__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Burgers", "DiffusionSorption",
+           "Dirichlet", "Diverged", "FisherKPP", "FitzHughNagumo", "Flux", "GrayScott", "Grid", "Heat", "Neumann",
+           "ReactionDiffusion", "Robin", "SIR", "Schnakenberg", "Solution", "Stepper", "Unstable",
+           "bench", "data", "nn", "repeat", "rollout", "set_threads", "solve"]

@@ -249,10 +249,64 @@ def test_named_equations_against_solve_ivp(name, rng):
 def test_every_named_equation_is_looked_at():
     from fastdiff import equations
 
-    elsewhere = {"Equation", "Heat", "ReactionDiffusion"}
-    assert set(NAMED) == set(equations.__all__) - elsewhere
+    elsewhere = {"Equation", "Heat", "AdvectionDiffusion", "ReactionDiffusion"}
+    assert {*NAMED, *OTHERS} == set(equations.__all__) - elsewhere
     assert all(hasattr(fd, name) for name in NAMED)
-    assert all(getattr(equations, name).__doc__.count("_t =") for name in NAMED)
+    assert all("u_t" in getattr(equations, name).__doc__ or "s_t" in getattr(equations, name).__doc__
+               for name in (*NAMED, *OTHERS))
+
+
+def _shifted(u, k):
+    return np.roll(u, -k)
+
+
+def _burgers(u, dx, nu=0.3):
+    flux = (u**2 + u * _shifted(u, 1) + _shifted(u, 1) ** 2) / 6 - nu * (_shifted(u, 1) - u) / dx
+    return -(flux - _shifted(flux, -1)) / dx
+
+
+def _sorption(u, dx):
+    slowed = 1 + 0.71 / 0.29 * 2880 * 3.5e-4 * 0.874 * (u + 1e-6) ** (0.874 - 1)
+    return 5e-2 * (_shifted(u, 1) - 2 * u + _shifted(u, -1)) / dx**2 / slowed
+
+
+OTHERS: dict[str, tuple[Any, Any, float]] = {  # equation, its slope on a periodic line, the step
+    "Burgers": (fd.Burgers(0.3), _burgers, 2e-3),
+    "DiffusionSorption": (fd.DiffusionSorption(D=5e-2), _sorption, 2e-2),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_equations_with_other_operators_against_solve_ivp(name, rng):
+    equation, slope, dt = OTHERS[name]
+    grid = fd.Grid(20, 4.0, periodic=True)
+    u0, (dx,) = rng.random(20) * 0.8 + 0.1, grid.spacing
+    want = solve_ivp(lambda t, u: slope(u, dx), (0, 40 * dt), u0, rtol=1e-10, atol=1e-10).y[:, -1]
+    new, (coarse, fine) = extrapolated(equation, u0, grid, 40 * dt, dt)
+    errors = [np.abs(run - want).max() for run in (coarse, fine, new)]
+    assert errors[0] == pytest.approx(2 * errors[1], rel=0.05)
+    assert errors[2] < 1e-4 * np.abs(want - u0).max()
+    assert equation.stable_dt(grid) > dt
+
+
+def test_burgers_is_cole_and_hopfs_with_order_two():
+    equation, errors = fd.Burgers(0.05, speed=0.4), []
+    for n in (40, 80):
+        grid = fd.Grid(n, (-1.0, 1.0), periodic=True)
+        x = grid.points(0)
+        sol = fd.solve(equation, equation.exact(x, 0.0), grid, 1.0, method="euler", dt=0.5 * grid.spacing[0] ** 2)
+        errors.append(np.abs(sol.final - equation.exact(x, 1.0)).max())
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.1) and errors[1] < 1e-3
+
+
+def test_a_shock_has_the_right_speed_and_no_wiggles():
+    """From 1 to 0, unresolved: it moves at speed 1/2, the field keeps its range and its integral grows by 1/2 t."""
+    grid = fd.Grid(400, 4.0, centering="cells")
+    x = grid.points(0)
+    sol = fd.solve(fd.Burgers(1e-5), (x < 1).astype(float), grid, 2.0, method="euler")
+    assert sol.final.min() > -1e-6 and sol.final.max() < 1 + 1e-6
+    assert x[np.argmax(sol.final < 0.5)] == pytest.approx(2.0, abs=0.02)
+    assert sol.final.sum() * grid.spacing[0] == pytest.approx(2.0, abs=1e-3)
 
 
 @pytest.mark.parametrize("equation", [fd.FisherKPP(0.5, 2.0), fd.AllenCahn(0.7, 1.3)], ids=lambda e: type(e).__name__)
@@ -368,6 +422,10 @@ def rd(reaction, diffusivity: Any = 1.0, parameters: Any = None, **more):
     (lambda: rd({"u": "u"}, bounds=(1.0, 0.0)), "bounds are pairs"),
     (lambda: rd({"u": "u"}, bounds=3.0), "bounds are pairs"),
     (lambda: rd({"u": "u"}, bounds={"v": (0, 1)}), "unknown component 'v' in bounds"),
+    (lambda: fd.Burgers(nu=-1.0), "nu must be at least 0"),
+    (lambda: fd.Burgers().stable_dt(fd.Grid((4, 4))), "for grids of one axis, not of 2"),
+    (lambda: fd.DiffusionSorption(phi=1.5), "phi, a porosity, is at most 1"),
+    (lambda: fd.DiffusionSorption(k=0.0), "k must be positive"),
     (lambda: fd.FisherKPP(D=-1.0), "diffusivity of u must be at least 0"),
     (lambda: fd.Schnakenberg(a="x"), "could not|number|not"),
     (lambda: fd.FisherKPP(D=np.array([1.0, 2.0])).exact(0.0, 0.0), "exact.* is for one sample: D has 2"),

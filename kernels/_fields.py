@@ -24,6 +24,7 @@ from numba.extending import overload
 from fastdiff.kernels._edges import PERIODIC
 from fastdiff.kernels._jit import FASTMATH
 
+LEVELS = 14  # numbers of a clock before the times of unequal levels
 ROOM = 32  # cells around a row: whole vectors at both ends
 
 
@@ -38,10 +39,9 @@ class Field(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """The time of step 0 and the length of a step, float64; `march` takes both from the edges."""
+    """The times of the steps, as the `clock` of `Edges` has them; `march` takes it from there."""
 
-    start: Any = 0.0
-    dt: Any = 0.0
+    times: Any = None
 
 
 class Cells:
@@ -113,7 +113,7 @@ def lowered(rule, kinds, space, depth: int, clock=(0.0, 1.0), device=None):
         if isinstance(field, Cells):
             return field.field(kinds, space, depth, device)
         if isinstance(field, Clock):
-            return Clock(float(clock[0]), float(clock[1]))
+            return Clock(np.asarray(clock, np.float64) if device is None else device(np.asarray(clock, np.float64)))
         return type(field)(*map(lower, field)) if hasattr(field, "_fields") else field
 
     return lower(rule)
@@ -174,7 +174,9 @@ _compiled_next(next2, "np.uint64(1)")
 
 def now(clock, at, like):
     """The time of a step, computed in float64, in the precision of `like`."""
-    return np.asarray(like).dtype.type(clock.start + clock.dt * at.step)
+    times = clock.times
+    unequal = len(times) > LEVELS
+    return np.asarray(like).dtype.type(times[LEVELS + at.step] if unequal else times[0] + times[1] * at.step)
 
 
 @overload(now, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
@@ -182,7 +184,8 @@ def _now(clock, at, like):
     kind = np.float32 if like == types.float32 else np.float64
 
     def time(clock, at, like):
-        return kind(clock.start + clock.dt * at.step)
+        times = clock.times
+        return kind(times[LEVELS + at.step] if len(times) > LEVELS else times[0] + times[1] * at.step)
 
     return time
 

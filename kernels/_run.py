@@ -8,6 +8,7 @@ import numpy as np
 from fastdiff.kernels._edges import ABSENT, BOUNDED, make_edges
 from fastdiff.kernels._fields import Cells, lowered
 from fastdiff.kernels._march import LANES, components_of, map_fields, run_resident, run_stream
+from fastdiff.kernels._wide import march_wide, near_of
 from fastdiff.kernels._threads import default_threads, scratch, together
 
 
@@ -121,6 +122,8 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
         out[...] = u
         return out
     shape = space_of(u.shape)
+    if near_of(rule) != "star":
+        return march_wide(rule, u, edges, steps, step, out, threads or default_threads(), shape)
     kinds = tuple(edges.ints[:3].tolist())
     threads = default_threads() if threads is None else threads
     plan = _fit(plan or plan_for(shape, kinds, u.itemsize, threads, steps), shape)

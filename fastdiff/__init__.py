@@ -11,13 +11,16 @@ from fastdiff.equations import (
     AllenCahn,
     Brusselator,
     Burgers,
+    CahnHilliard,
     DiffusionSorption,
     FisherKPP,
     FitzHughNagumo,
     GrayScott,
     Heat,
+    PorousMedium,
     ReactionDiffusion,
     Schnakenberg,
+    SwiftHohenberg,
 )
 from fastdiff.grid import Grid
 from fastdiff.kernels._threads import set_threads
@@ -43,7 +46,7 @@ def __getattr__(name):
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
 
 
-__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Burgers", "DiffusionSorption",
+__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Burgers", "CahnHilliard", "DiffusionSorption",
            "Dirichlet", "Diverged", "FisherKPP", "FitzHughNagumo", "Flux", "GrayScott", "Grid", "Heat", "Neumann",
-           "ReactionDiffusion", "Robin", "SIR", "Schnakenberg", "Solution", "Stepper", "Unstable",
-           "bench", "data", "nn", "repeat", "rollout", "set_threads", "solve"]
+           "PorousMedium", "ReactionDiffusion", "Robin", "SIR", "Schnakenberg", "Solution", "Stepper",
+           "SwiftHohenberg", "Unstable", "bench", "data", "nn", "repeat", "rollout", "set_threads", "solve"]

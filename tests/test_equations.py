@@ -270,9 +270,18 @@ def _sorption(u, dx):
     return 5e-2 * (_shifted(u, 1) - 2 * u + _shifted(u, -1)) / dx**2 / slowed
 
 
+def _second(u, dx):
+    return (_shifted(u, 1) - 2 * u + _shifted(u, -1)) / dx**2
+
+
 OTHERS: dict[str, tuple[Any, Any, float]] = {  # equation, its slope on a periodic line, the step
     "Burgers": (fd.Burgers(0.3), _burgers, 2e-3),
     "DiffusionSorption": (fd.DiffusionSorption(D=5e-2), _sorption, 2e-2),
+    "PorousMedium": (fd.PorousMedium(2.0, 0.5), lambda u, dx: 0.5 * _second(u**2, dx), 2e-3),
+    "CahnHilliard": (fd.CahnHilliard(kappa=0.05, M=0.3), lambda u, dx: 0.3 * _second(
+        u**3 - u - 0.05 * _second(u, dx), dx), 2e-3),
+    "SwiftHohenberg": (fd.SwiftHohenberg(), lambda u, dx: -0.9 * u - 2 * _second(u, dx) - _second(_second(u, dx), dx)
+                       + u**2 - u**3, 1e-4),
 }
 
 
@@ -287,6 +296,45 @@ def test_equations_with_other_operators_against_solve_ivp(name, rng):
     assert errors[0] == pytest.approx(2 * errors[1], rel=0.05)
     assert errors[2] < 1e-4 * np.abs(want - u0).max()
     assert equation.stable_dt(grid) > dt
+
+
+@pytest.mark.parametrize(("shape", "walls"), [((13, 17), "cells"), ((5, 6, 7), "nodes")])
+def test_phases_separate_and_nothing_is_lost(shape, walls, rng):
+    grid, equation = fd.Grid(shape, tuple(0.3 * n for n in shape), centering=walls), fd.CahnHilliard(kappa=0.1)
+    u0 = 0.1 * rng.standard_normal(shape)
+    sol = fd.solve(equation, u0, grid, save_at=[0.0, 3.0], method="euler")
+    weight = np.prod(np.broadcast_arrays(*grid.weights()), axis=0)
+    before, after = ((weight * u).sum() for u in sol.u)
+    assert after == pytest.approx(before, abs=1e-13 * weight.sum()) and np.abs(sol.final).max() > 0.7
+
+
+def test_modes_grow_as_linear_theory_says_on_planes():
+    """exp(sigma t) with the discrete eigenvalue of each mode, and that of the equation with order two."""
+    for equation, sigma in ((fd.CahnHilliard(0.1), lambda L: L - 0.1 * L**2),
+                            (fd.SwiftHohenberg(r=0.3), lambda L: 0.3 - (1 - L) ** 2)):
+        errors = []
+        for n in (16, 32):
+            grid = fd.Grid((n, n), (2 * np.pi, 4 * np.pi), periodic=True)
+            x, y = grid.coordinates()
+            u0 = 1e-8 * np.cos(x) * np.sin(y)
+            dt = 0.5 * equation.stable_dt(grid)
+            steps = int(np.ceil(0.5 / dt))
+            got = fd.solve(equation, u0, grid, steps * dt, method="euler", dt=dt).final
+            L = sum((2 - 2 * np.cos(k * h)) / h**2 for k, h in zip((1, 1), grid.spacing))
+            np.testing.assert_allclose(got, u0 * (1 + dt * sigma(L)) ** steps, atol=1e-6 * np.abs(got).max())
+            errors.append(abs(sigma(L) - sigma(2.0)))
+        assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.1)
+
+
+def test_fourth_order_limits_are_sharp():
+    grid = fd.Grid((16, 16), 8.0, periodic=True)
+    checkers = 1e-3 * (-1.0) ** np.add(*np.indices((16, 16)))
+    for equation, mean in ((fd.CahnHilliard(), 1.0), (fd.SwiftHohenberg(), 0.0)):
+        limit = equation.stable_dt(grid)
+        step = fd.Stepper(equation, grid, dt=0.98 * limit)
+        assert np.abs(fd.repeat(step, 200)(mean + checkers) - mean).max() < 1e-3
+        with pytest.raises(fd.Unstable):
+            fd.Stepper(equation, grid, dt=1.02 * limit)
 
 
 def test_burgers_is_cole_and_hopfs_with_order_two():
@@ -319,6 +367,62 @@ def test_fronts_move_as_they_should_with_order_two(equation):
         errors.append(np.abs(sol.final - equation.exact(x, 2.0)).max())
     assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.15)
     assert errors[1] < 0.02
+
+
+def convergence(equation, exact, grid_of, boundary=None, start=0.1, span=0.1, part=0.2):
+    """Errors on two grids, the second twice as fine, with steps that shrink as dx²."""
+    errors = []
+    for n in (1, 2):
+        grid = grid_of(n)
+        places = grid.coordinates()
+        u0 = np.broadcast_to(exact(places, start), grid.shape).copy()
+        dt = part * equation.stable_dt(grid)
+        sol = fd.solve(equation, u0, grid, span, boundary=boundary, method="euler", dt=dt)
+        errors.append(np.abs(sol.final - exact(places, start + span)).max())
+    return np.log2(errors[0] / errors[1]), errors[1]
+
+
+def test_a_gaussian_travels_and_spreads():
+    equation = fd.AdvectionDiffusion(0.02, 1.0, scheme="central")
+    order, error = convergence(equation, lambda x, t: equation.exact(x, t, width=0.15, start=0.8),
+                               lambda n: fd.Grid(60 * n, 3.0), start=0.0, span=0.5, part=0.1)
+    assert order == pytest.approx(2, abs=0.15) and error < 5e-3
+    plate = fd.Heat(0.1)
+    order, error = convergence(plate, lambda x, t: plate.exact(x, t, width=0.2, start=(1.5, 1.4)),
+                               lambda n: fd.Grid((30 * n, 30 * n), 3.0, centering="cells"))
+    assert order == pytest.approx(2, abs=0.15) and error < 5e-3
+
+
+def test_ogata_and_banks_column():
+    equation = fd.AdvectionDiffusion(0.05, 1.0, scheme="central")
+    order, error = convergence(equation, lambda x, t: equation.exact(x, t, "ogata-banks"),
+                               lambda n: fd.Grid(80 * n + 1, 4.0), {"x": (fd.Dirichlet(1.0), fd.Neumann(0.0))},
+                               start=0.3, span=0.7, part=0.1)
+    assert order == pytest.approx(2, abs=0.2) and error < 5e-3
+    far = equation.exact(np.array([0.0, 500.0]), 1e-3, "ogata-banks")
+    assert far[0] == pytest.approx(1, abs=0.6) and far[1] == 0  # exp(v x/D) alone would overflow
+
+
+def test_a_bessel_mode_in_a_cylinder():
+    equation = fd.Heat(0.5)
+    order, error = convergence(equation, lambda r, t: equation.exact(r, t, "cylinder", radius=2.0, mode=2),
+                               lambda n: fd.Grid(24 * n, 2.0, centering="cells", geometry="cylindrical"),
+                               {"r": (fd.Neumann(0.0), fd.Dirichlet(0.0))}, start=0.0, span=0.2)
+    assert order == pytest.approx(2, abs=0.15) and error < 1e-2
+
+
+@pytest.mark.parametrize("shape", [(80,), (40, 40)])
+def test_barenblatts_front(shape):
+    """First order at the front, whose slope has a jump; what has spread is conserved."""
+    equation = fd.PorousMedium(m=2.0, D=0.5, highest=2.0)
+    box = [(-4.0, 4.0)] * len(shape)
+    order, error = convergence(equation, equation.exact,
+                               lambda n: fd.Grid([n * m for m in shape], box, centering="cells"), start=0.5, span=1.0)
+    assert 0.8 < order < 2.2 and error < 0.05
+    grid = fd.Grid(shape, box, centering="cells")
+    u0 = np.broadcast_to(equation.exact(grid.coordinates(), 0.5), shape).copy()
+    final = fd.solve(equation, u0, grid, 1.0, method="euler").final
+    assert final.sum() == pytest.approx(u0.sum(), rel=1e-12) and final.min() >= 0
 
 
 def test_standing_wall():
@@ -429,6 +533,10 @@ def rd(reaction, diffusivity: Any = 1.0, parameters: Any = None, **more):
     (lambda: fd.FisherKPP(D=-1.0), "diffusivity of u must be at least 0"),
     (lambda: fd.Schnakenberg(a="x"), "could not|number|not"),
     (lambda: fd.FisherKPP(D=np.array([1.0, 2.0])).exact(0.0, 0.0), "exact.* is for one sample: D has 2"),
+    (lambda: fd.Heat("1 + x").exact(0.0, 0.0), "exact.* is for numbers: diffusivity is '1 \\+ x'"),
+    (lambda: fd.Heat().exact(0.0, 0.0, "cone"), "unknown kind 'cone'"),
+    (lambda: fd.PorousMedium().exact(0.0, 0.0), "t > 0"),
+    (lambda: fd.PorousMedium(m=0.5), "m must be at least 1"),
 ])
 def test_bad_input_is_refused_with_a_reason(make, words):
     with pytest.raises(ValueError, match=words):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastdiff.equations._base import common_batch, parameter
-from fastdiff.equations._named import single
+from fastdiff.equations._exact import single
 from fastdiff.grid import Grid
 from fastdiff.kernels import burgers
 

@@ -46,7 +46,7 @@ def reference(u, inside, cross, edges, steps, local=None, out=None):
 
     for n in range(steps):
         p = pad_wide(v, edges, n, 2)
-        f, change = p if local is not None else p**3 - p, 0.0
+        f, change = p if local is not None else p**3 - p, np.zeros_like(p)
         for a in range(ndim):
             change = change + inside[:, a].astype(np.float64).reshape(line) * second(f, a)
             change = change - cross[:, a].astype(np.float64).reshape(line) * second(second(p, a), a)

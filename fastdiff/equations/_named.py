@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from fastdiff.equations._base import AsGiven
 from fastdiff.equations.reaction_diffusion import ReactionDiffusion
 from fastdiff.grid import Grid
 
 
-class Named:
+class Named(AsGiven):
     """An equation that a ReactionDiffusion, made by `_make`, solves for it."""
 
     names: tuple[str, ...]

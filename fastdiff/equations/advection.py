@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastdiff.equations import _exact, _linear
-from fastdiff.equations._base import common_batch
+from fastdiff.equations._base import AsGiven, common_batch
 from fastdiff.equations._coefficients import at_wall_of, in_space, is_formula, over_grid, samples_in
 from fastdiff.equations._exact import single
 from fastdiff.equations.heat import fed
@@ -18,7 +18,7 @@ SCHEMES = ("upwind1", "upwind2", "upwind3", "central")
 
 
 @dataclass(frozen=True)
-class AdvectionDiffusion:
+class AdvectionDiffusion(AsGiven):
     """Advection and diffusion in conservative form, u_t = div(D grad u - v u) + f.
 
     diffusivity  a number, one a sample, an array over the grid, or an expression of place, as for `fd.Heat`; a tuple

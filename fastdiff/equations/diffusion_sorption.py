@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.equations._base import parameter
+from fastdiff.equations._base import AsGiven, parameter
 from fastdiff.equations.heat import Heat
 from fastdiff.grid import Grid
 
 
 @dataclass(frozen=True)
-class DiffusionSorption:
+class DiffusionSorption(AsGiven):
     """Diffusion slowed down by Freundlich sorption (PDEBench's "diff-sorp": Takamoto et al., NeurIPS 2022, eqs. 8-10).
 
         R(u) u_t = D Δu,   R(u) = 1 + (1 - phi)/phi rho k n (u + 1e-6)^(n - 1)

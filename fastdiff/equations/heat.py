@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastdiff.equations import _exact, _linear
-from fastdiff.equations._base import axis_values, common_batch, diffusive_limit
+from fastdiff.equations._base import AsGiven, axis_values, common_batch, diffusive_limit
 from fastdiff.equations._coefficients import at_wall_of, in_space, is_formula, over_grid, samples_in, timed_source, uses
 from fastdiff.equations._exact import single
 from fastdiff.equations._laws import FieldLaw
@@ -17,7 +17,7 @@ from fastdiff.kernels import heat, nonlinear, variable, wide
 
 
 @dataclass(frozen=True)
-class Heat:
+class Heat(AsGiven):
     """Heat equation, R u_t = div(D grad u) + f, such as u_t = D (u_xx + u_yy + u_zz) (Fick's second law).
 
     diffusivity  D: a number; an array with one number a sample; an array over the grid, (*grid) or (samples, *grid);

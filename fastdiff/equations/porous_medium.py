@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from fastdiff.equations import _exact
-from fastdiff.equations._base import parameter
+from fastdiff.equations._base import AsGiven, parameter
 from fastdiff.equations._exact import single
 from fastdiff.equations.heat import Heat
 from fastdiff.grid import Grid
 
 
 @dataclass(frozen=True)
-class PorousMedium:
+class PorousMedium(AsGiven):
     """Porous medium equation (Vazquez, The Porous Medium Equation, Oxford 2007, eq. 1.1).
 
         u_t = D Δ(u^m) = div(D m u^(m-1) grad u)

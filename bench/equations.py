@@ -43,8 +43,8 @@ def _right(name, equation, u, rule, edges, dt):
         raise AssertionError(f"{name} from strings differs from NumPy by {error:.3g}")
 
 
-def rows(options):
-    """One row a system."""
+def rows(options, only=()):
+    """One row a system, or one for each of those asked for."""
     side, steps, dtype = options.side(512), options.count(1000), np.float32
     grid = fd.Grid((side, side), extent=float(side), periodic=True)
     edges = make_edges(grid.shape, [True, True], dtype, components=2)
@@ -56,6 +56,8 @@ def rows(options):
     hand = fd.GrayScott(Du=0.16, Dv=0.08)
     systems = {**SYSTEMS, **{f"with {name}": (equation, 0.2, 0.5) for name, equation in FUNCTIONS.items()}}
     for name, (equation, low, high) in systems.items():
+        if only and name not in only:
+            continue
         dt = 1.0 if name == "Gray-Scott" else 0.05
         u = np.random.default_rng(0).uniform(low, high, (1, 2, side, side)).astype(dtype)
         other = np.random.default_rng(0).uniform(0.2, 0.5, u.shape).astype(dtype)
@@ -81,6 +83,7 @@ def main(args: list[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="fastdiff bench equations", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("only", nargs="*", help=f"{', '.join(SYSTEMS)}, or with ...: {', '.join(FUNCTIONS)}")
     parser.add_argument("--threads", type=int, help="default: all cores we may use")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
@@ -88,7 +91,7 @@ def main(args: list[str]) -> int:
     size = {"rounds": 2, "scale": 1 / 16, "steps": 1 / 20} if given.tiny else {"rounds": given.rounds}
     options = Options(use_threads(given.threads), **size)
     out, about, found = Path(tempfile.mkdtemp()) if given.tiny else RESULTS, machine_line(options), []
-    for row in rows(options):
+    for row in rows(options, given.only):
         found.append(row)
         print(f"{'met   ' if row.met else 'MISSED'} {row.case:52} {row.ours:14} {row.ratio:6.2f}  [{row.baseline}]",
               flush=True)

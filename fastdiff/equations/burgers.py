@@ -20,7 +20,7 @@ class Burgers:
     nu      viscosity, length² / time; a number or an array with one number a sample. PDEBench's nu is pi times as large
     speed   the largest |u| that is expected, for the choice of the time step alone
 
-    Second order where the grid resolves shocks (|u| dx <= 2 nu), with the viscosity of an upwind scheme where it does
+    Second order where the grid resolves shocks (about |u| dx <= 2 nu), with the viscosity of an upwind scheme where it does
     not (kernels/burgers.py). The integral of u is conserved.
     """
 
@@ -51,10 +51,10 @@ class Burgers:
         return burgers.rule(np.full(batch, dt / dx), rate, dtype)
 
     def stable_dt(self, grid: Grid, stiffness=None) -> float:
-        """1 / (2 nu/dx² + speed/dx), walls made stiffer; larger |u| than `speed` need shorter steps."""
+        """1 / (2 nu/dx² + 4/3 speed/dx), walls made stiffer; larger |u| than `speed` need shorter steps."""
         nu, (dx,) = self.diffusivities(grid), grid.spacing
         walls = 1.0 if stiffness is None else float(np.max(stiffness))
-        fastest = (2 * walls * nu / dx**2).max() + self.speed / dx
+        fastest = (2 * walls * nu / dx**2).max() + 4 / 3 * self.speed / dx
         return float(1 / fastest) if fastest > 0 else np.inf
 
     def reaction_rate(self) -> float:

@@ -5,7 +5,23 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from fastdiff.boundary import Dirichlet, Flux, Neumann, Robin
-from fastdiff.equations import AdvectionDiffusion, GrayScott, Heat
+from fastdiff.equations import (
+    SIR,
+    AdvectionDiffusion,
+    AllenCahn,
+    Brusselator,
+    Burgers,
+    CahnHilliard,
+    DiffusionSorption,
+    FisherKPP,
+    FitzHughNagumo,
+    GrayScott,
+    Heat,
+    PorousMedium,
+    ReactionDiffusion,
+    Schnakenberg,
+    SwiftHohenberg,
+)
 from fastdiff.grid import Grid
 from fastdiff.kernels._threads import set_threads
 from fastdiff.solution import Solution
@@ -30,6 +46,7 @@ def __getattr__(name):
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
 
 
-__all__ = ["AdvectionDiffusion", "Dirichlet", "Diverged", "Flux", "GrayScott", "Grid", "Heat", "Neumann", "Robin", "Solution",
-           "Stepper",
-           "Unstable", "bench", "data", "nn", "repeat", "rollout", "set_threads", "solve"]
+__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Burgers", "CahnHilliard", "DiffusionSorption",
+           "Dirichlet", "Diverged", "FisherKPP", "FitzHughNagumo", "Flux", "GrayScott", "Grid", "Heat", "Neumann",
+           "PorousMedium", "ReactionDiffusion", "Robin", "SIR", "Schnakenberg", "Solution", "Stepper",
+           "SwiftHohenberg", "Unstable", "bench", "data", "nn", "repeat", "rollout", "set_threads", "solve"]

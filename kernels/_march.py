@@ -108,7 +108,7 @@ def change(p, u, at):
     return type(p).change(p, u, at)
 
 
-@overload(change, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+@overload(change, jit_options={"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True})
 def _change(p, u, at):
     return _method(p.instance_class, "change")
 
@@ -122,7 +122,7 @@ def cell(p, u, at):
     return u.c + new if components_of(rule) == 1 else tuple(old.c + add for old, add in zip(u, new))
 
 
-@overload(cell, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+@overload(cell, jit_options={"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True})
 def _cell(p, u, at):
     rule = p.instance_class
     if hasattr(rule, "cell"):

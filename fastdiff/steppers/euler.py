@@ -30,7 +30,8 @@ class Euler:
         if hasattr(equation, "for_walls"):
             self.equation = equation = equation.for_walls(self.faces)
         self.limit = equation.stable_dt(grid, self.faces.stiffness)
-        self.default_dt = SAFETY * 2 / (2 / self.limit + equation.reaction_rate()) if self.limit < np.inf else np.inf
+        fastest = 2 / self.limit + equation.reaction_rate()
+        self.default_dt = SAFETY * 2 / fastest if fastest > 0 else np.inf
         self._rules = {}
 
     def check(self, dt):

@@ -136,6 +136,57 @@ def staged(scheme: Scheme, rule, dtype):
     return _CLASSES[f"{kind}{count}"](rule, *tables, *constants)
 
 
+class Slope(NamedTuple):
+    """dt u_t of a rule in place of the new value: one step of `march` evaluates the right-hand side."""
+
+    rule: Any
+
+    @staticmethod
+    def cell(p, u, at):
+        return change(p.rule, u, at)
+
+
+class Slope2(NamedTuple):
+    """`Slope` of two components."""
+
+    rule: Any
+    components = 2
+
+    @staticmethod
+    def cell(p, u, at):
+        return change(p.rule, u, at)
+
+
+class Slope3(NamedTuple):
+    """`Slope` of three components."""
+
+    rule: Any
+    components = 3
+
+    @staticmethod
+    def cell(p, u, at):
+        return change(p.rule, u, at)
+
+
+class Slope4(NamedTuple):
+    """`Slope` of four components."""
+
+    rule: Any
+    components = 4
+
+    @staticmethod
+    def cell(p, u, at):
+        return change(p.rule, u, at)
+
+
+def slope(rule):
+    """The rule whose step writes what a step of `rule` would add. Held cells get the held value instead."""
+    count = components_of(type(rule))
+    if count > MOST_COMPONENTS:
+        raise ValueError(f"{type(rule).__name__} has {count} components; integrators take up to {MOST_COMPONENTS}")
+    return (Slope, Slope2, Slope3, Slope4)[count - 1](rule)
+
+
 def spread(u, registers: int, out=None):
     """A state with room for the registers behind its components, (B, registers * C, *grid); they are zero."""
     shape = (u.shape[0], registers * u.shape[1], *u.shape[2:])

@@ -29,6 +29,7 @@ class _Problem(NamedTuple):
     times: np.ndarray  # of all frames, t_end last
     hidden: bool  # whether the frame at t_end was not asked for
     threads: int | None
+    rtol: float | None = None
 
 
 def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method="auto", dt=None, rtol=None,
@@ -65,7 +66,7 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
     if not hasattr(equation, "euler"):
         raise TypeError(f"equation is one of fd.Heat, fd.GrayScott, not {type(equation).__name__}")
     state = read(u0, grid, equation.names, equation.batch(), device)
-    problem = _Problem(equation, state, grid, boundary, *_times(t_end, save_at), threads)
+    problem = _Problem(equation, state, grid, boundary, *_times(t_end, save_at), threads, rtol)
     chosen, why = _choose(problem, method, rtol)
     start = perf_counter()
     run = _spectral if chosen == "spectral" else _euler
@@ -173,7 +174,8 @@ def _spectral(problem, dt, progress, symbol="exact"):
                          'nonlinear, use method="euler"')
     frames = _frames(problem)
     modes = spectral.Propagator(problem.state.data, problem.grid, problem.boundary,
-                                problem.equation.diffusivities(problem.grid), symbol, threads=problem.threads)
+                                problem.equation.diffusivities(problem.grid), symbol, threads=problem.threads,
+                                rtol=problem.rtol)
     for n, t in enumerate(problem.times):
         modes.at(float(t), out=frames[:, n])
     return frames, {"steps": 0, "dt": None, "compile_seconds": 0.0, "error_estimate": None}

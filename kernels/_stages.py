@@ -25,7 +25,7 @@ import numpy as np
 
 from fastdiff.kernels import heat
 from fastdiff.kernels._edges import NONE, Side, hold, make_edges, pad
-from fastdiff.kernels._march import change, components_of
+from fastdiff.kernels._march import Star, change, components_of
 from fastdiff.kernels._run import march
 
 MOST_COMPONENTS = 4  # of a rule that is wrapped
@@ -136,55 +136,51 @@ def staged(scheme: Scheme, rule, dtype):
     return _CLASSES[f"{kind}{count}"](rule, *tables, *constants)
 
 
-class Slope(NamedTuple):
-    """dt u_t of a rule in place of the new value: one step of `march` evaluates the right-hand side."""
-
-    rule: Any
-
-    @staticmethod
-    def cell(p, u, at):
-        return change(p.rule, u, at)
-
-
-class Slope2(NamedTuple):
-    """`Slope` of two components."""
-
-    rule: Any
-    components = 2
-
-    @staticmethod
-    def cell(p, u, at):
-        return change(p.rule, u, at)
+def _plain_class(name, count, body, doc):
+    """A class with one field, the rule, whose `cell` or `change` has this body; `u` and `flat` are of all components."""
+    stars = ["u"] if count == 1 else [f"u[{c}]" for c in range(count)]
+    flats = ", ".join(f"Star({', '.join([f'{s}.c'] * 7)})" for s in stars)
+    whole = "new" if count == 1 else ", ".join(f"new[{c}] - old[{c}]" for c in range(count))
+    method = "cell" if name == "Slope" else "change"
+    scope: dict[str, Any] = {"change": change, "Star": Star}
+    body = body.format(flat=flats if count == 1 else f"({flats})", less="new - old" if count == 1 else whole)
+    exec(f"def {method}(p, u, at):\n    " + body, scope)
+    return type(f"{name}{count}", (namedtuple(f"{name}{count}", ["rule"]),),
+                {"components": count, method: staticmethod(scope[method]), "__module__": __name__, "__slots__": (),
+                 "__doc__": doc})
 
 
-class Slope3(NamedTuple):
-    """`Slope` of three components."""
+_BODIES = {
+    "Slope": ("return change(p.rule, u, at)", "dt u_t of a rule in place of the new value."),
+    "Local": ("return change(p.rule, {flat}, at)", "What a rule does to a field without gradients: its reaction."),
+    "Transport": ("new, old = change(p.rule, u, at), change(p.rule, {flat}, at)\n    return {less}",
+                  "A rule without its reaction."),
+}
+_PLAIN = {(name, count): _plain_class(name, count, body, doc) for name, (body, doc) in _BODIES.items()
+          for count in range(1, MOST_COMPONENTS + 1)}
+globals().update({f"{name}{count}": cls for (name, count), cls in _PLAIN.items()})
 
-    rule: Any
-    components = 3
 
-    @staticmethod
-    def cell(p, u, at):
-        return change(p.rule, u, at)
-
-
-class Slope4(NamedTuple):
-    """`Slope` of four components."""
-
-    rule: Any
-    components = 4
-
-    @staticmethod
-    def cell(p, u, at):
-        return change(p.rule, u, at)
+def _around(name, rule):
+    count = components_of(type(rule))
+    if count > MOST_COMPONENTS:
+        raise ValueError(f"{type(rule).__name__} has {count} components; integrators take up to {MOST_COMPONENTS}")
+    return _PLAIN[name, count](rule)
 
 
 def slope(rule):
     """The rule whose step writes what a step of `rule` would add. Held cells get the held value instead."""
-    count = components_of(type(rule))
-    if count > MOST_COMPONENTS:
-        raise ValueError(f"{type(rule).__name__} has {count} components; integrators take up to {MOST_COMPONENTS}")
-    return (Slope, Slope2, Slope3, Slope4)[count - 1](rule)
+    return _around("Slope", rule)
+
+
+def local(rule):
+    """The reaction of a rule, at the cell itself: what it does to a field without gradients."""
+    return _around("Local", rule)
+
+
+def transport(rule):
+    """A rule without its reaction."""
+    return _around("Transport", rule)
 
 
 def spread(u, registers: int, out=None):

@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+import numba
 import numpy as np
 
 from fastdiff import dispatch
-from fastdiff.boundary import lower
+from fastdiff.boundary import CALL, lower
+from fastdiff.kernels import _run
 from fastdiff.kernels._stages import Scheme, spread, stage_times, staged
 
 SAFETY = 0.9  # of the stability limit, where the user gives no step
 CHUNK_UPDATES = 1 << 26  # cell updates of a sample between looks at the field and the keyboard
+_compiled: set[Any] = set()
 LIMIT, EMBEDDED, DOUBLING = "limit", "embedded", "doubling"
 
 
@@ -85,6 +88,12 @@ class Run:
         """How many times a step evaluates the right-hand side."""
         return 1
 
+    def restart(self):
+        """What follows starts from a new field."""
+
+    def compile(self, dt, data):
+        """Have the kernels ready for steps of dt from a state like `data`: compile them, or load them from disk."""
+
     def load(self, u):
         """The state to march from: the field, with room for registers."""
         return u
@@ -119,6 +128,19 @@ class Explicit(Run):
         """The error that the last step made, as it estimates it."""
         at = self.scheme(1.0, True).error_register * len(self.equation.names)  # type: ignore[union-attr]
         return state[:, at : at + len(self.equation.names)]
+
+    def compile(self, dt, data):
+        if not isinstance(data, np.ndarray):
+            return
+        for wall in self.faces.walls.values():
+            if wall.how == CALL:
+                wall.formula.address()
+        rule = self.staged_rule(dt, self.method.control == EMBEDDED)
+        schedule = _run.schedule_of(data.shape, data.itemsize, self.threads)
+        key = str(numba.typeof(rule)), schedule
+        if key not in _compiled:
+            _compiled.add(key)
+            _run.prepare(rule, data.dtype, data.shape[1], self.grid.ndim, schedule)
 
     def staged_rule(self, dt, watched=False):
         """The rule that the march runs."""

@@ -40,22 +40,28 @@ class CrankNicolson(Run):
             raise ValueError(f'method="crank_nicolson" does not apply: {reason}; use method="rkl2" or "strang"') from None
         self._systems: dict[float, list[Systems]] = {}
         self._slopes: dict[float, object] = {}
+        self._start = 0
 
     @property
     def default_dt(self):
         return inf
 
+    def restart(self):
+        """The next steps start from a field that may be rough."""
+        self._start = START
+
     def stages(self, dt):
         return 1 + self.grid.ndim
 
-    def advance(self, state, t, dt, steps, out=None, work=None, initial=None, start=False):
+    def advance(self, state, t, dt, steps, out=None, work=None, initial=None):
         if not isinstance(state, np.ndarray):
             raise ValueError('method="crank_nicolson" runs on the CPU: pass u0.cpu()')
         u = np.array(state, copy=True) if out is None else out
         if out is not None:
             out[...] = state
         work = np.empty_like(u) if work is None else work
-        done = min(START, steps) if start else 0
+        done = min(self._start, steps)
+        self._start -= done
         for k in range(2 * done):
             self._step(u, t + k * dt / 2, dt / 2, 1.0, work, initial)
         for k in range(done, steps):

@@ -74,6 +74,8 @@ class Grid:
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "extent", _extent(self.extent, len(shape)))
         object.__setattr__(self, "periodic", periodic)
+        if self.lines is not None:
+            object.__setattr__(self, "lines", tuple(map(tuple, self.lines)))
         if self.geometry != "cartesian":
             self._check_geometry()
 

@@ -8,6 +8,7 @@ import numpy as np
 from fastdiff import dispatch
 from fastdiff.boundary import CALL, Dirichlet, as_numbers, conditions
 from fastdiff.equations import Heat
+from fastdiff.equations._base import samples
 from fastdiff.grid import Grid
 from fastdiff.kernels._threads import check_threads
 from fastdiff.solution import Solution
@@ -65,7 +66,7 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
         raise TypeError(f"grid is an fd.Grid, not {type(grid).__name__}")
     if not hasattr(equation, "euler"):
         raise TypeError(f"equation is one of fd.Heat, fd.GrayScott, not {type(equation).__name__}")
-    state = read(u0, grid, equation.names, equation.batch(), device)
+    state = read(u0, grid, equation.names, samples(equation, grid), device)
     problem = _Problem(equation, state, grid, boundary, *_times(t_end, save_at), threads, rtol)
     chosen, why = _choose(problem, method, rtol)
     start = perf_counter()
@@ -119,6 +120,8 @@ def _choose(problem, method, rtol):
         return method, "asked for"
     if not isinstance(problem.equation, Heat):
         return _explicit("the equation is nonlinear", rtol)
+    if not problem.equation.constant(problem.grid):
+        return _explicit("coefficients, spacing or a source vary in space", rtol)
     from fastdiff.steppers import spectral
 
     reason = spectral.refuses(problem.grid, problem.boundary)
@@ -169,9 +172,10 @@ def _spectral(problem, dt, progress, symbol="exact"):
 
     if problem.state.backend != "cpu":
         raise ValueError('method="spectral" runs on the CPU: pass u0.cpu()')
-    if not isinstance(problem.equation, Heat):
-        raise ValueError(f'method="spectral" needs constant coefficients: {type(problem.equation).__name__} is '
-                         'nonlinear, use method="euler"')
+    if not isinstance(problem.equation, Heat) or not problem.equation.constant(problem.grid):
+        why = (f"{type(problem.equation).__name__} is nonlinear" if not isinstance(problem.equation, Heat) else
+               "a coefficient, the spacing or a source varies in space")
+        raise ValueError(f'method="spectral" needs constant coefficients: {why}, use method="euler"')
     frames = _frames(problem)
     modes = spectral.Propagator(problem.state.data, problem.grid, problem.boundary,
                                 problem.equation.diffusivities(problem.grid), symbol, threads=problem.threads,

@@ -21,7 +21,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from fastdiff.kernels._edges import PERIODIC
+from fastdiff.kernels._edges import CLOCK, PERIODIC
 from fastdiff.kernels._jit import FASTMATH
 
 ROOM = 32  # cells around a row: whole vectors at both ends
@@ -38,10 +38,14 @@ class Field(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """The time of step 0 and the length of a step, float64; `march` takes both from the edges."""
+    """The time of step 0 and the length of a step, float64; `march` takes both from the edges.
+
+    times  of every level, where they are not equally spaced; else of length 1
+    """
 
     start: Any = 0.0
     dt: Any = 0.0
+    times: Any = np.zeros(1)
 
 
 class Cells:
@@ -113,7 +117,8 @@ def lowered(rule, kinds, space, depth: int, clock=(0.0, 1.0), device=None):
         if isinstance(field, Cells):
             return field.field(kinds, space, depth, device)
         if isinstance(field, Clock):
-            return Clock(float(clock[0]), float(clock[1]))
+            times = np.array(clock[CLOCK:], np.float64) if len(clock) > CLOCK else np.zeros(1)
+            return Clock(float(clock[0]), float(clock[1]), times if device is None else device(times))
         return type(field)(*map(lower, field)) if hasattr(field, "_fields") else field
 
     return lower(rule)
@@ -174,7 +179,8 @@ _compiled_next(next2, "np.uint64(1)")
 
 def now(clock, at, like):
     """The time of a step, computed in float64, in the precision of `like`."""
-    return np.asarray(like).dtype.type(clock.start + clock.dt * at.step)
+    equal = clock.start + clock.dt * at.step
+    return np.asarray(like).dtype.type(clock.times[at.step] if len(clock.times) > 1 else equal)
 
 
 @overload(now, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
@@ -182,7 +188,7 @@ def _now(clock, at, like):
     kind = np.float32 if like == types.float32 else np.float64
 
     def time(clock, at, like):
-        return kind(clock.start + clock.dt * at.step)
+        return kind(clock.times[at.step] if len(clock.times) > 1 else clock.start + clock.dt * at.step)
 
     return time
 

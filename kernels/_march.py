@@ -55,7 +55,7 @@ from fastdiff.kernels._edges import (
     PERIODIC,
     edge_value,
 )
-from fastdiff.kernels._fields import Field
+from fastdiff.kernels._fields import Clock, Field
 from fastdiff.kernels._jit import (
     FASTMATH,
     atomic_add,
@@ -154,11 +154,15 @@ def sample_of(p, b):
     """The parameters of sample `b`: 1-D fields give a number, larger ones a view, numbers stay, rules are entered."""
     if isinstance(p, Field):
         return p._replace(start=p.start + p.batch * np.uint64(b))
+    if isinstance(p, Clock):
+        return p
     return type(p)(*(sample_of(f, b) if hasattr(f, "_fields") else f[b] if isinstance(f, np.ndarray) else f for f in p))
 
 
 @overload(sample_of)
 def _sample_of(p, b):
+    if p.instance_class is Clock:
+        return lambda p, b: p
     if p.instance_class is Field:
         return lambda p, b: Field(p.data, p.start + p.batch * np.uint64(b), p.batch, p.s0, p.s1)
 

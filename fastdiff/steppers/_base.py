@@ -59,9 +59,10 @@ class Run:
     registers = 1
 
     def __init__(self, method: Method, equation, grid, boundary, batch, dtype, initial=None, threads=None):
-        self.method, self.equation, self.grid, self.batch, self.threads = method, equation, grid, batch, threads
-        self.dtype = np.dtype(dtype)
-        self.faces = lower(boundary, grid, equation.names, batch, dtype, initial, equation.diffusivities(grid))
+        self.method, self.grid, self.batch, self.threads, self.dtype = method, grid, batch, threads, np.dtype(dtype)
+        at_wall = equation.at_wall(grid, batch) if hasattr(equation, "at_wall") else None
+        self.faces = lower(boundary, grid, equation.names, batch, dtype, initial, equation.diffusivities(grid), at_wall)
+        self.equation = equation = equation.for_walls(self.faces) if hasattr(equation, "for_walls") else equation
         self.euler_limit = equation.stable_dt(grid, self.faces.stiffness)
         self.limit = self.euler_limit * method.reach if self.euler_limit < np.inf else np.inf
         self._rules: dict[Any, Any] = {}

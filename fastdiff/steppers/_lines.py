@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastdiff.boundary import Faces
+from fastdiff.equations._base import samples
 from fastdiff.kernels._edges import GHOST, HOLD, Side, make_edges
 from fastdiff.kernels._run import march
 from fastdiff.kernels._stages import slope
@@ -47,7 +48,7 @@ def lines_of(equation, grid, faces: Faces, batch: int, threads=None) -> list[Lin
 class _Probe:
     def __init__(self, equation, grid, faces, batch, threads):
         self.grid, self.threads, self.names = grid, threads, equation.names
-        alike = equation.batch() == 1 and all(np.size(v) == 1 for w in faces.walls.values()
+        alike = samples(equation, grid) == 1 and all(np.size(v) == 1 for w in faces.walls.values()
                                               for v in (w.side.alpha, w.side.beta))
         self.batch = 1 if alike else batch
         self.rule = slope(equation.euler(grid, 1.0, self.batch, np.float64))

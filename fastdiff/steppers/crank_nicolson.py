@@ -96,10 +96,11 @@ class CrankNicolson(Run):
                 face = [n for k, n in enumerate(self.grid.shape) if k != axis]
                 at = edges.ints[HEAD + (c * 6 + 2 * _SPACE[self.grid.ndim][axis] + end) * ITEMS + VALUE]
                 cells = 1 if wall.how == TABLE else int(np.prod(face))
-                old, new = reals[at : at + cells].copy(), reals[at + cells : at + 2 * cells]
-                rise = (new - old).astype(np.float64).reshape(face if cells > 1 else ())
+                samples = 1 if wall.scale is None else len(wall.scale)
+                values = reals[at : at + samples * 2 * cells].reshape(samples, 2, cells)
+                rise = (values[:, 1] - values[:, 0]).astype(np.float64).reshape(samples, *(face if cells > 1 else ()))
                 if wall.side.kind != HOLD:
-                    reals[at : at + cells] = (1 - theta) * old + theta * new
+                    values[:, 0] = (1 - theta) * values[:, 0] + theta * values[:, 1]
             if wall.side.kind == HOLD:
                 rises[key] = rise
         return Edges(edges.ints, reals, edges.clock), rises

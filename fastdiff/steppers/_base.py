@@ -57,6 +57,7 @@ class Run:
     """
 
     registers = 1
+    compile_seconds = 0.0
 
     def __init__(self, method: Method, equation, grid, boundary, batch, dtype, initial=None, threads=None):
         self.method, self.grid, self.batch, self.threads, self.dtype = method, grid, batch, threads, np.dtype(dtype)

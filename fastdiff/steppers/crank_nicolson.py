@@ -16,16 +16,18 @@ Rannacher, Numer. Math. 43 (1984) 309; for the increments: Beam, Warming, J. Com
 
 from math import inf
 
+import numba
 import numpy as np
 
 from fastdiff.boundary import CALL, TABLE
-from fastdiff.kernels._edges import _SPACE, HEAD, HOLD, ITEMS, VALUE, Edges
+from fastdiff.kernels._edges import _SPACE, HEAD, HOLD, ITEMS, VALUE, Edges, hold
 from fastdiff.kernels._run import march
 from fastdiff.kernels._stages import slope
 from fastdiff.kernels.tridiagonal import Systems
 from fastdiff.steppers._base import DOUBLING, Method, Run
 from fastdiff.steppers._lines import Line, NoLines, apply, lines_of
 
+_compiled: set[tuple] = set()
 START = 2  # steps that Rannacher's start replaces, by twice as many half as long
 
 
@@ -46,6 +48,12 @@ class CrankNicolson(Run):
     def default_dt(self):
         return inf
 
+    def compile(self, dt, data):
+        key = str(numba.typeof(self._slope(dt))), str(self.dtype), self.grid.ndim
+        if key not in _compiled:  # by a step that nobody sees
+            _compiled.add(key)
+            self._step(data.copy(), 0.0, dt, 0.5, np.empty_like(data), data)
+
     def restart(self):
         """The next steps start from a field that may be rough."""
         self._start = START
@@ -60,6 +68,7 @@ class CrankNicolson(Run):
         if out is not None:
             out[...] = state
         work = np.empty_like(u) if work is None else work
+        hold(u, self.faces.edges(t, dt, 1, initial=initial, tables=True), 0)
         done = min(self._start, steps)
         self._start -= done
         for k in range(2 * done):

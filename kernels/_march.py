@@ -157,6 +157,8 @@ def sample_of(p, b):
         return p
     if isinstance(p, Field):
         return p._replace(start=p.start + p.batch * np.uint64(b))
+    if isinstance(p, Clock):
+        return p
     return type(p)(*(sample_of(f, b) if hasattr(f, "_fields") else f[b] if isinstance(f, np.ndarray) else f for f in p))
 
 

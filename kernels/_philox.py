@@ -91,6 +91,14 @@ def normal_pair(a, b, one):
 compiled(lambda a, b, one: _normal_pair32 if one == types.float32 else _normal_pair64, normal_pair)
 
 
+def minus_two_log(word, one):
+    """-2 ln of the uniform number of a word, of the type of `one`."""
+    return _minus_two_log32(word, one) if isinstance(one, np.float32) else _minus_two_log64(word, one)
+
+
+compiled(lambda word, one: _minus_two_log32 if one == types.float32 else _minus_two_log64, minus_two_log)
+
+
 _BIT32, _HALF32 = np.float32(2.0**-32), np.float32(_HALF_BIT)
 _BIT64, _HALF64 = np.float64(2.0**-32), np.float64(_HALF_BIT)
 
@@ -112,8 +120,13 @@ _ANGLE64, _MINUS_TWO64, _ONE64 = np.float64(np.pi / 4 * 2.0**-31), np.float64(-2
 
 
 @everywhere
+def _minus_two_log32(word, one):
+    return _MINUS_TWO32 * _log32(_uniform32(word, one))
+
+
+@everywhere
 def _normal_pair32(a, b, one):
-    r = np.float32(math.sqrt(_MINUS_TWO32 * _log32(_uniform32(a, one))))
+    r = np.float32(math.sqrt(_minus_two_log32(a, one)))
     word = np.uint64(b)
     y = np.float32(np.uint32((word << _TWO) & _LOW).view(np.int32)) * _ANGLE32
     c, s = _circle32(y)
@@ -122,8 +135,13 @@ def _normal_pair32(a, b, one):
 
 
 @everywhere
+def _minus_two_log64(word, one):
+    return _MINUS_TWO64 * _log64(_uniform64(word, one))
+
+
+@everywhere
 def _normal_pair64(a, b, one):
-    r = np.float64(math.sqrt(_MINUS_TWO64 * _log64(_uniform64(a, one))))
+    r = np.float64(math.sqrt(_minus_two_log64(a, one)))
     word = np.uint64(b)
     y = np.float64(np.uint32((word << _TWO) & _LOW).view(np.int32)) * _ANGLE64
     c, s = _circle64(y)

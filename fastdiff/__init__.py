@@ -12,6 +12,7 @@ from fastdiff.solution import Solution
 from fastdiff.solve import Diverged, solve
 from fastdiff.stepper import Stepper, repeat, rollout
 from fastdiff.steppers.euler import Unstable
+from fastdiff.walks import Cloud, Estimate, monte_carlo
 
 if TYPE_CHECKING:
     from fastdiff import bench, data, nn
@@ -30,5 +31,6 @@ def __getattr__(name):
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
 
 
-__all__ = ["Dirichlet", "Diverged", "Flux", "GrayScott", "Grid", "Heat", "Neumann", "Robin", "Solution", "Stepper",
-           "Unstable", "bench", "data", "nn", "repeat", "rollout", "set_threads", "solve"]
+__all__ = ["Cloud", "Dirichlet", "Diverged", "Estimate", "Flux", "GrayScott", "Grid", "Heat", "Neumann", "Robin",
+           "Solution", "Stepper", "Unstable", "bench", "data", "monte_carlo", "nn", "repeat", "rollout", "set_threads",
+           "solve"]

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 from numba import types
+from numba.extending import register_jitable
 
 from fastdiff.kernels import _cuda
 from fastdiff.kernels._math import exp
 from fastdiff.kernels._philox import normal_pair, philox, split, uniform
-from fastdiff.kernels.random_walk import ABSORB, CHOICE, FREE, HOUR, MEET, MOVE, PLACE, beside, faded, hour
+from fastdiff.kernels.random_walk import ABSORB, AGAIN, CHOICE, FREE, HOUR, MEET, MOVE, PLACE, beside, faded, hour
 
 cuda = _cuda.toolkit()
 THREADS = 128
@@ -26,73 +27,76 @@ def walk(x, spread, drift, walls, kinds, steps, first, step, k0, k1, positions, 
     if i >= positions.shape[0]:
         return
     here = cuda.local.array(ndim, number)  # noqa: F821
-    start = cuda.local.array(ndim, number)  # noqa: F821
-    move = cuda.local.array(4, number)  # noqa: F821
+    end = cuda.local.array(ndim, number)  # noqa: F821
+    next_ = cuda.local.array(ndim, number)  # noqa: F821
+    push = cuda.local.array(ndim, number)  # noqa: F821
     near = cuda.local.array(ndim, number)  # noqa: F821
     past = cuda.local.array(ndim, number)  # noqa: F821
-    upper = cuda.local.array(ndim, number)  # noqa: F821
     zero, two = one - one, one + one
-    weight, gain, side, when = one, zero, -1, zero
+    weight, gain, side, part = one, zero, -1, zero
     walker = np.uint64(first) + np.uint64(i)
-    low_word, high_word = walker & np.uint64(0xFFFFFFFF), walker >> np.uint64(32)
+    n, m = walker & np.uint64(0xFFFFFFFF), walker >> np.uint64(32)
     row = i if drift.shape[0] > 1 else 0
     for a in range(ndim):  # noqa: F821
         here[a] = x[i, a]
     s = 0
     while s < steps and side < 0:
         now = np.uint64(step) + np.uint64(s)
-        w = philox(low_word, high_word, now, np.uint64(MOVE), k0, k1)
-        u = philox(low_word, high_word, now, np.uint64(MEET), k0, k1)
-        move[0], move[1] = normal_pair(w[0], w[1], one)
-        move[2], move[3] = normal_pair(w[2], w[3], one)
+        move, u = normals(n, m, now, MOVE, k0, k1, one), philox(n, m, now, np.uint64(MEET), k0, k1)
         met = False
         for a in range(ndim):  # noqa: F821
-            start[a] = here[a]
-            end = here[a] + (drift[row, a] + spread[a] * move[a])
-            near[a], past[a], upper[a] = zero, zero, zero
-            if kinds[a, 0] == FREE:
-                here[a] = end
-            else:
+            end[a] = here[a] + (drift[row, a] + spread[a] * move[a])
+            next_[a], push[a], near[a], past[a] = end[a], zero, zero, zero
+            if kinds[a, 0] != FREE:
                 low, high = walls[a, 0, 0], walls[a, 1, 0]
-                top, p, b, push = beside(here[a], end, low, high, spread[a], u[a], one)
-                here[a] = high - (b + push) if top else low + (b + push)
-                face = 1 if top else 0
-                if kinds[a, face] == ABSORB:
-                    if push > zero:
-                        met, near[a], past[a], upper[a] = True, p, abs(b), number(face)  # noqa: F821
-                else:
-                    k = walls[a, face, 1]
-                    left = exp(-k * push)
-                    gain += weight * walls[a, face, 2] * push * faded(k * push, left, one)
-                    weight *= left
+                top, p, b, pushed = beside(here[a], end[a], low, high, spread[a], u[a], one)
+                next_[a] = high - (b + pushed) if top else low + (b + pushed)
+                if kinds[a, 1 if top else 0] != ABSORB:
+                    push[a] = -pushed if top else pushed
+                elif pushed > zero:
+                    met, near[a], past[a] = True, (-p if top else p), abs(b)
         if met:
-            h = philox(low_word, high_word, now, np.uint64(HOUR), k0, k1)
-            c = philox(low_word, high_word, now, np.uint64(CHOICE), k0, k1)
-            move[0], move[1] = normal_pair(h[0], h[1], one)
-            move[2], move[3] = normal_pair(h[2], h[3], one)
-            when = two
+            move, u = normals(n, m, now, HOUR, k0, k1, one), philox(n, m, now, np.uint64(CHOICE), k0, k1)
+            part = two
             for a in range(ndim):  # noqa: F821
-                if near[a] > zero:
-                    t = hour(near[a], past[a], spread[a], move[a], uniform(c[a], one))
-                    if t < when:
-                        when = t
-                        side = 2 * a + int(upper[a])
-            h = philox(low_word, high_word, now, np.uint64(PLACE), k0, k1)
-            move[0], move[1] = normal_pair(h[0], h[1], one)
-            move[2], move[3] = normal_pair(h[2], h[3], one)
+                if near[a] != zero:
+                    t = hour(abs(near[a]), past[a], spread[a], move[a], uniform(u[a], one))
+                    if t < part:
+                        part, side = t, 2 * a + (1 if near[a] < zero else 0)
+            move, u = normals(n, m, now, PLACE, k0, k1, one), philox(n, m, now, np.uint64(AGAIN), k0, k1)
             for a in range(ndim):  # noqa: F821
-                there = start[a] + when * (here[a] - start[a])
-                there += spread[a] * math.sqrt(when * (one - when)) * move[a]
-                if kinds[a, 0] != FREE:
-                    there = min(max(there, walls[a, 0, 0]), walls[a, 1, 0])
+                there = here[a] + part * (end[a] - here[a]) + spread[a] * math.sqrt(part * (one - part)) * move[a]
+                push[a], low, high = zero, walls[a, 0, 0], walls[a, 1, 0]
                 if side >> 1 == a:
-                    there = walls[a, 1, 0] if side & 1 else walls[a, 0, 0]
-                here[a] = there
+                    there = high if side & 1 else low
+                elif kinds[a, 0] != FREE:
+                    top, p, b, pushed = beside(here[a], there, low, high, spread[a] * math.sqrt(part), u[a], one)
+                    if kinds[a, 1 if top else 0] == ABSORB:
+                        there = min(max(there, low), high)
+                    else:
+                        there = high - (b + pushed) if top else low + (b + pushed)
+                        push[a] = -pushed if top else pushed
+                next_[a] = there
+        for a in range(ndim):  # noqa: F821
+            here[a] = next_[a]
+            k, q = walls[a, 1 if push[a] < zero else 0, 1], walls[a, 1 if push[a] < zero else 0, 2]
+            left = exp(-k * abs(push[a]))
+            gain += weight * q * abs(push[a]) * faded(k * abs(push[a]), left, one)
+            weight *= left
         s += 1
     for a in range(ndim):  # noqa: F821
         positions[i, a] = here[a]
     fate[i, 0], fate[i, 1], fate[i, 2] = weight, gain, side
-    fate[i, 3] = number(s - 1) + when if side >= 0 else number(steps)  # noqa: F821
+    fate[i, 3] = number(s - 1) + part if side >= 0 else number(steps)  # noqa: F821
+
+
+@register_jitable
+def normals(n, m, now, kind, k0, k1, one):
+    """A draw as four normal numbers."""
+    w = philox(n, m, now, np.uint64(kind), k0, k1)
+    a, b = normal_pair(w[0], w[1], one)
+    c, d = normal_pair(w[2], w[3], one)
+    return a, b, c, d
 
 
 @lru_cache(maxsize=16)

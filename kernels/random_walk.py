@@ -18,8 +18,10 @@ A wall also has a decay k and a gain q. Along the walk, with the push dL of the 
 
     weight = exp(-integral of k dL),      gain = integral of weight q dL
 
-which is what the Feynman-Kac formula wants of Neumann and Robin walls. A walker that is absorbed stops there; where
-it stops on the other axes is drawn from the bridge between the ends of the step, without their walls.
+which is what the Feynman-Kac formula wants of Neumann and Robin walls (k and q of an absorbing wall are not looked at).
+A walker that is absorbed stops there and then: its other axes are drawn anew for that part of the step, from the
+bridge between its ends, with the push of reflecting walls. That is exact too, but for one thing: beside a corner of
+two absorbing walls the place on the first says nothing of the second.
 
 Random numbers: Philox with key = seed and counter = (walker, walker's high word, step, kind of draw): no two draws
 share one, and nothing depends on how walkers are shared out to threads.
@@ -51,7 +53,7 @@ FREE, REFLECT, ABSORB = 0, 1, 2
 LANES = 64  # walkers that walk side by side
 SHARE = 16  # blocks of them that a thread takes at once
 
-MOVE, MEET, HOUR, CHOICE, PLACE = range(5)  # kinds of draw: normals, uniforms, and three that only contacts need
+MOVE, MEET, HOUR, CHOICE, PLACE, AGAIN = range(6)  # kinds of draw: normals, uniforms, and four only for contacts
 
 
 # -- the reference -----------------------------------------------------------------------------------------------------
@@ -84,59 +86,78 @@ def reference(x, spread, drift, walls, kinds, steps, seed, first=0, step=0, out=
     fate = np.stack([np.ones(len(x)), np.zeros(len(x)), np.full(len(x), -1.0), np.full(len(x), float(steps))])
     for s in range(steps):
         live = fate[2] < 0
-        z = _normals(walkers, step + s, MOVE, seed, dtype)
-        meet, _ = _uniforms(walkers, step + s, MEET, seed, dtype)
-        ends, hits = y.copy(), []
+
+        def shares(kind, s=s):
+            return _uniforms(walkers, step + s, kind, seed, dtype)[0]
+
+        def numbers(kind, s=s):
+            return _normals(walkers, step + s, kind, seed, dtype)
+
+        free = y + shift + spread[:, None] * numbers(MOVE)[: len(y)]  # where it would end without walls
+        ends, pushes, contacts = free.copy(), np.zeros_like(y), []
+        meet = shares(MEET)
+        for a in (a for a in range(len(y)) if kinds[a].any()):
+            side, near, past, push, ends[a] = _reference_wall(y[a], free[a], spread[a], walls[a], meet[a])
+            absorbs = kinds[a][side] == ABSORB
+            pushes[a] = np.where(absorbs, 0, push) * np.where(side, -1, 1)
+            contacts.append((a, absorbs & (push > 0) & live, side, near, np.abs(past)))
+        first, where = _reference_contacts(contacts, spread, numbers(HOUR), shares(CHOICE))
+        if (where >= 0).any():
+            _reference_stop(first, where, y, free, ends, pushes, spread, walls, kinds, numbers(PLACE), shares(AGAIN))
+            fate[2], fate[3] = np.where(where >= 0, where, fate[2]), np.where(where >= 0, s + first, fate[3])
         for a in range(len(y)):
-            ends[a] = y[a] + shift[a] + spread[a] * z[a]
-            if kinds[a].any():
-                ends[a] = _reference_walls(y[a], ends[a], spread[a], walls[a], kinds[a], meet[a], live, fate, hits, a)
-        _reference_stops(y, ends, hits, fate, spread, walls, kinds, live, s,
-                         lambda kind, s=s: _normals(walkers, step + s, kind, seed, dtype),
-                         _uniforms(walkers, step + s, CHOICE, seed, dtype)[0])
+            _reference_feel(fate, np.where(live, pushes[a], 0), walls[a])
         y = np.where(live, ends, y)
     return y.T, fate.T
 
 
-def _reference_walls(x, end, spread, walls, kinds, share, live, fate, hits, axis):
-    """End of a step on one axis; weight and gain are updated, contacts with absorbing walls noted."""
-    high = x + end > walls[:, 0].sum()
-    side = high.astype(int)
-    wall, sign = walls[side, 0], np.where(high, -1, 1)
-    a, b = sign * (x - wall), sign * (end - wall)
-    least = (a + b - np.sqrt((b - a) ** 2 - 2 * spread**2 * np.log(share))) / 2
+def _reference_wall(x, end, spread, walls, share):
+    """Beside the nearer wall: which it is, distance before and after, the push, and the reflected end."""
+    side = (x + end > walls[:, 0].sum()).astype(int)
+    wall, sign = walls[side, 0], np.where(side, -1, 1)
+    near, past = sign * (x - wall), sign * (end - wall)
+    least = (near + past - np.sqrt((past - near) ** 2 - 2 * spread**2 * np.log(share))) / 2
     push = np.maximum(0, -least)
-    absorbed = (kinds[side] == ABSORB) & (push > 0) & live
-    hits.append((axis, absorbed, side, a, np.abs(b)))
-    soft = np.where(live & (kinds[side] == REFLECT), push, 0)
-    k, q = walls[side, 1], walls[side, 2]
-    fate[1] += fate[0] * q * np.where(k * soft == 0, soft, -np.expm1(-k * soft) / np.where(k == 0, 1, k))
-    fate[0] *= np.exp(-k * soft)
-    return wall + sign * (b + push)
+    return side, near, past, push, wall + sign * (past + push)
 
 
-def _reference_stops(y, ends, hits, fate, spread, walls, kinds, live, s, normals, choice):
-    """Stop the walkers that met an absorbing wall, at the first contact."""
-    if not any(hit.any() for _, hit, *_ in hits):
-        return
-    n, place = normals(HOUR), normals(PLACE)
-    first, side = np.full(len(live), 2.0), np.full(len(live), -1)
-    for axis, hit, end, a, b in hits:
+def _reference_contacts(contacts, spread, normal, choice):
+    """When and where absorbing walls were first met: a part of the step, and 2 axis + end or -1."""
+    first, where = np.full(normal.shape[1], 2.0), np.full(normal.shape[1], -1)
+    for axis, hit, end, a, b in contacts:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            c = (a / b) * n[axis] ** 2 / (2 * (a / spread[axis]) ** 2)
+            c = (a / b) * normal[axis] ** 2 / (2 * (a / spread[axis]) ** 2)
             root = 1 + c + np.sqrt(c * (2 + c))
             z = np.where(choice[axis] <= 1 / (1 + 1 / root), a / b / root, a / b * root)
             when = np.where(hit, z / (1 + z), 2.0)
-        side = np.where(when < first, 2 * axis + end, side)
+        where = np.where(when < first, 2 * axis + end, where)
         first = np.minimum(first, when)
-    for axis in range(len(y)):
-        bridge = y[axis] + first * (ends[axis] - y[axis])
-        bridge += spread[axis] * np.sqrt(np.maximum(first * (1 - first), 0)) * place[axis]
-        if kinds[axis].any():
-            bridge = np.clip(bridge, *walls[axis, :, 0])
-        there = np.where(side // 2 == axis, walls[axis, np.maximum(side, 0) % 2, 0], bridge)
-        ends[axis] = np.where(side >= 0, there, ends[axis])
-    fate[2], fate[3] = np.where(side >= 0, side, fate[2]), np.where(side >= 0, s + first, fate[3])
+    return first, where
+
+
+def _reference_stop(first, where, y, free, ends, pushes, spread, walls, kinds, place, again):
+    """Ends and pushes of those who stop, for the part of the step before; in place."""
+    stops, part = where >= 0, np.where(where >= 0, first, 0.5)
+    for a in range(len(y)):
+        there = y[a] + part * (free[a] - y[a]) + spread[a] * np.sqrt(part * (1 - part)) * place[a]
+        push = np.zeros_like(there)
+        if kinds[a].any():
+            side, _, _, pushed, end = _reference_wall(y[a], there, spread[a] * np.sqrt(part), walls[a], again[a])
+            absorbs = kinds[a][side] == ABSORB
+            there = np.where(absorbs, np.clip(there, *walls[a, :, 0]), end)
+            push = np.where(absorbs, 0, pushed) * np.where(side, -1, 1)
+        own = where // 2 == a
+        there = np.where(own, walls[a, np.maximum(where, 0) % 2, 0], there)
+        ends[a] = np.where(stops, there, ends[a])
+        pushes[a] = np.where(stops, np.where(own, 0, push), pushes[a])
+
+
+def _reference_feel(fate, push, walls):
+    """Weight and gain of a push with the sign of its wall; in place."""
+    side, push = (push < 0).astype(int), np.abs(push)
+    k, q = walls[side, 1], walls[side, 2]
+    fate[1] += fate[0] * q * np.where(k * push == 0, push, -np.expm1(-k * push) / np.where(k == 0, 1, k))
+    fate[0] *= np.exp(-k * push)
 
 
 # -- one walker, everywhere --------------------------------------------------------------------------------------------
@@ -181,8 +202,9 @@ _part = njit(fastmath=FASTMATH, no_cpython_wrapper=True, no_cfunc_wrapper=True, 
 _LANES, _LOW, _WORD = np.uint64(LANES), np.uint64(0xFFFFFFFF), np.uint64(32)
 # Rows of the scratch memory, LANES numbers each; a row for each axis begins at these.
 _HERE, _NEXT, _DRIFT, _NORMAL, _CONTACT = 0, 3, 6, 9, 13
-_WEIGHT, _GAIN, _SIDE, _TIME, _LIVE = 16, 17, 18, 19, 20
-_ROWS = 21
+_PUSH = 16
+_WEIGHT, _GAIN, _SIDE, _TIME, _LIVE = 19, 20, 21, 22, 23
+_ROWS = 24
 
 
 @_part
@@ -223,35 +245,28 @@ def step_free(space, axis, spread, zero):
 
 @_part
 def step_walled(space, words, axis, spread, low, high, absorbs_low, absorbs_high, one):
-    """A step on an axis with walls: the end, how hard the wall pushed (in the row of words' numbers), contacts.
+    """A step on an axis with walls: the end, the push (negative from the high end), contacts with absorbing walls.
 
-    Returns how many walkers met an absorbing wall. `absorbs_*` are 1 or 0. The push is left in the row of the normal
-    number, with the sign of the end it comes from: it is all that is still needed of it, unless a wall absorbs.
+    Returns how many walkers met an absorbing wall. `absorbs_*` are 1 or 0.
     """
     wide_vectors()
     zero = one - one
     x, e, u = np.uint64((_HERE + axis) * LANES), np.uint64((_NEXT + axis) * LANES), np.uint64(axis * LANES)
     d, z, live = np.uint64((_DRIFT + axis) * LANES), np.uint64((_NORMAL + axis) * LANES), np.uint64(_LIVE * LANES)
-    contact, met = np.uint64((_CONTACT + axis) * LANES), 0
+    contact, p, met = np.uint64((_CONTACT + axis) * LANES), np.uint64((_PUSH + axis) * LANES), 0
     for lane in range(_LANES):
         here = space[x + lane]
         end = here + (space[d + lane] + spread * space[z + lane])
         top, _, b, push = beside(here, end, low, high, spread, words[u + lane], one)
         push = push if space[live + lane] > zero else zero
-        b = b + push
-        touched = push * (absorbs_high if top else absorbs_low)
+        absorbs = absorbs_high if top else absorbs_low
+        touched, soft = push * absorbs, push * (one - absorbs)
         space[contact + lane] = touched
         met += 1 if touched > zero else 0
-        stay = high - b if top else low + b
+        stay = high - (b + push) if top else low + (b + push)
         space[e + lane] = stay if space[live + lane] > zero else here
-        space[u_push(axis) + lane] = -push if top else push
+        space[p + lane] = -soft if top else soft
     return met
-
-
-@_part
-def u_push(axis):
-    """Row of the signed push of an axis."""
-    return np.uint64((_ROWS + axis) * LANES)
 
 
 @_part
@@ -259,7 +274,7 @@ def feel(space, axis, decay_low, decay_high, gain_low, gain_high, one):
     """Weight and gain of the push of reflecting walls."""
     wide_vectors()
     zero = one - one
-    w, g, p = np.uint64(_WEIGHT * LANES), np.uint64(_GAIN * LANES), u_push(axis)
+    w, g, p = np.uint64(_WEIGHT * LANES), np.uint64(_GAIN * LANES), np.uint64((_PUSH + axis) * LANES)
     for lane in range(_LANES):
         push = space[p + lane]
         top = push < zero
@@ -271,42 +286,68 @@ def feel(space, axis, decay_low, decay_high, gain_low, gain_high, one):
 
 
 @_part
-def stop(space, lane, ndim, words, spread, walls, kinds, walker, step, k0, k1, one):
-    """Stop one walker where and when it first met an absorbing wall."""
-    zero = one - one
-    n, hi = walker & _LOW, walker >> _WORD
-    w = philox(n, hi, step, np.uint64(HOUR), k0, k1)
-    v = philox(n, hi, step, np.uint64(PLACE), k0, k1)
-    u = philox(n, hi, step, np.uint64(CHOICE), k0, k1)
-    h0, h1 = normal_pair(w[0], w[1], one)
-    h2, _ = normal_pair(w[2], w[3], one)
-    p0, p1 = normal_pair(v[0], v[1], one)
-    p2, _ = normal_pair(v[2], v[3], one)
+def end_of(space, lane, axis, spread):
+    """Where a walker would be after the step if there were no walls."""
+    return space[(_HERE + axis) * LANES + lane] + (
+        space[(_DRIFT + axis) * LANES + lane] + spread[axis] * space[(_NORMAL + axis) * LANES + lane])
+
+
+@_part
+def one_draw(walker, step, kind, k0, k1):
+    """The words of one draw of one walker."""
+    return philox(walker & _LOW, walker >> _WORD, step, np.uint64(kind), k0, k1)
+
+
+@_part
+def three_normals(walker, step, kind, k0, k1, one):
+    """A draw of one walker as normal numbers."""
+    w = one_draw(walker, step, kind, k0, k1)
+    a, b = normal_pair(w[0], w[1], one)
+    c, _ = normal_pair(w[2], w[3], one)
+    return a, b, c
+
+
+@_part
+def first_contact(space, lane, ndim, words, spread, walls, walker, step, k0, k1, one):
+    """When in the step, and where (2 axis + end), a walker first met an absorbing wall."""
+    normal = three_normals(walker, step, HOUR, k0, k1, one)
+    u = one_draw(walker, step, CHOICE, k0, k1)
     first, side = one + one, -1
     for axis in range(ndim):
-        if space[(_CONTACT + axis) * LANES + lane] > zero:
-            here = space[(_HERE + axis) * LANES + lane]
-            end = here + (space[(_DRIFT + axis) * LANES + lane]
-                          + spread[axis] * space[(_NORMAL + axis) * LANES + lane])
+        if space[(_CONTACT + axis) * LANES + lane] > one - one:
+            here, end = space[(_HERE + axis) * LANES + lane], end_of(space, lane, axis, spread)
             word = words[axis * LANES + lane]
             top, a, b, _ = beside(here, end, walls[6 * axis], walls[6 * axis + 3], spread[axis], word, one)
-            normal, word = (h0, u[0]) if axis == 0 else ((h1, u[1]) if axis == 1 else (h2, u[2]))
-            when = hour(a, abs(b), spread[axis], normal, uniform(word, one))
+            when = hour(a, abs(b), spread[axis], normal[axis], uniform(u[axis], one))
             if when < first:
                 first, side = when, 2 * axis + (1 if top else 0)
+    return first, side
+
+
+@_part
+def stop(space, lane, ndim, first, side, spread, walls, kinds, walker, step, k0, k1, one):
+    """Stop one walker: its place, and the push of its other axes, at a part of the step."""
+    zero = one - one
+    normal = three_normals(walker, step, PLACE, k0, k1, one)
+    u = one_draw(walker, step, AGAIN, k0, k1)
     for axis in range(ndim):
-        here, end = space[(_HERE + axis) * LANES + lane], space[(_NEXT + axis) * LANES + lane]
-        low, high = walls[6 * axis], walls[6 * axis + 3]
-        place = p0 if axis == 0 else (p1 if axis == 1 else p2)
-        there = here + first * (end - here) + spread[axis] * math.sqrt(first * (one - first)) * place
-        if kinds[2 * axis] != FREE:
-            there = min(max(there, low), high)
+        here, low, high = space[(_HERE + axis) * LANES + lane], walls[6 * axis], walls[6 * axis + 3]
+        there = here + first * (end_of(space, lane, axis, spread) - here)
+        there = there + spread[axis] * math.sqrt(first * (one - first)) * normal[axis]
+        pushed = zero
         if side >> 1 == axis:
             there = high if side & 1 else low
+        elif kinds[2 * axis] != FREE:
+            top, _, b, push = beside(here, there, low, high, spread[axis] * math.sqrt(first), u[axis], one)
+            if kinds[2 * axis + (1 if top else 0)] == ABSORB:
+                there = min(max(there, low), high)
+            else:
+                there = high - (b + push) if top else low + (b + push)
+                pushed = -push if top else push
         space[(_NEXT + axis) * LANES + lane] = there
+        space[(_PUSH + axis) * LANES + lane] = pushed
     space[_SIDE * LANES + lane] = side
     space[_LIVE * LANES + lane] = zero
-    return first
 
 
 @_part
@@ -355,13 +396,16 @@ def step_block(space, words, ndim, spread, walls, kinds, walker, step, s, k0, k1
         at_low, at_high = kinds[k] == ABSORB, kinds[k + 1] == ABSORB
         met += step_walled(space, words, axis, spread[axis], walls[w], walls[w + 3], one if at_low else zero,
                            one if at_high else zero, one)
+    for lane in range(LANES if met else 0):
+        if _touched(space, ndim, lane) > zero:
+            n = walker + np.uint64(lane)
+            first, side = first_contact(space, lane, ndim, words, spread, walls, n, step, k0, k1, one)
+            stop(space, lane, ndim, first, side, spread, walls, kinds, n, step, k0, k1, one)
+            space[_TIME * LANES + lane] = np.float64(s) + first
+    for axis in range(ndim):
+        w = 6 * axis
         if walls[w + 1] != zero or walls[w + 2] != zero or walls[w + 4] != zero or walls[w + 5] != zero:
             feel(space, axis, walls[w + 1], walls[w + 4], walls[w + 2], walls[w + 5], one)
-    if met:
-        for lane in range(LANES):
-            if space[_LIVE * LANES + lane] > zero and _touched(space, ndim, lane) > zero:
-                when = stop(space, lane, ndim, words, spread, walls, kinds, walker + np.uint64(lane), step, k0, k1, one)
-                space[_TIME * LANES + lane] = np.float64(s) + when
     for i in range(3 * LANES):
         space[_HERE * LANES + i] = space[_NEXT * LANES + i]
     return met
@@ -424,7 +468,7 @@ def cpu(x, spread, drift, walls, kinds, steps, seed, first=0, step=0, out=None, 
     flat = positions.reshape(-1), fate.reshape(-1)
 
     def task():
-        space, words = np.zeros((_ROWS + 3) * LANES, x.dtype), np.zeros(4 * LANES, np.uint32)
+        space, words = np.zeros(_ROWS * LANES, x.dtype), np.zeros(4 * LANES, np.uint32)
         while (begin := next(turn) * SHARE) < blocks:
             walk(*given, flags, steps, first, step, *keys, begin, min(begin + SHARE, blocks), space, words, *flat, one)
 
@@ -451,6 +495,7 @@ def _sample(shape, dtype, rng):
     walls[:, 1, 0] = [1.0, 2.0, 1.5][:ndim]
     kinds = np.array([[REFLECT, ABSORB], [REFLECT, REFLECT], [FREE, FREE]])[:ndim]
     walls[0, 0, 1:] = 0.5, 0.25
+    walls[0, 1, 1:] = 9.0, 9.0  # which an absorbing wall does not feel
     walls[1:2, :, 1:] = [[0.0, 0.3], [0.75, 0.0]]
     x = rng.uniform(0, 1, (n, ndim)) * walls[:, 1, 0]
     drift = rng.uniform(-0.02, 0.02, (n if ndim > 1 else 1, ndim))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
+from inspect import signature
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +35,13 @@ class Equation(Protocol):
     def reaction_rate(self) -> float:
         """A bound on how fast the reaction pulls a component down, 1 / time; 0 without one."""
         ...
+
+
+def samples(equation, grid: Grid) -> int:
+    """Samples that an equation's parameters speak of on a grid, which may tell a field from one number a sample."""
+    if "grid" in signature(equation.batch).parameters:
+        return equation.batch(grid)
+    return equation.batch()
 
 
 def parameter(value, what: str, low: float = -np.inf) -> np.ndarray:

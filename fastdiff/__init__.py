@@ -13,6 +13,7 @@ from fastdiff.solve import Diverged, solve
 from fastdiff.stepper import Stepper, repeat, rollout
 from fastdiff.steppers.euler import Unstable
 from fastdiff.walks import Cloud, Estimate, monte_carlo
+from fastdiff.watch import SteadyState, WallClock
 
 if TYPE_CHECKING:
     from fastdiff import bench, data, nn
@@ -32,5 +33,5 @@ def __getattr__(name):
 
 
 __all__ = ["Cloud", "Dirichlet", "Diverged", "Estimate", "Flux", "GrayScott", "Grid", "Heat", "Neumann", "Robin",
-           "Solution", "Stepper", "Unstable", "bench", "data", "monte_carlo", "nn", "repeat", "rollout", "set_threads",
-           "solve"]
+           "Solution", "SteadyState", "Stepper", "Unstable", "WallClock", "bench", "data", "monte_carlo", "nn",
+           "repeat", "rollout", "set_threads", "solve"]

@@ -5,7 +5,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from fastdiff.boundary import Dirichlet, Flux, Neumann, Robin
-from fastdiff.equations import GrayScott, Heat
+from fastdiff.equations import (
+    SIR,
+    AllenCahn,
+    Brusselator,
+    FisherKPP,
+    FitzHughNagumo,
+    GrayScott,
+    Heat,
+    ReactionDiffusion,
+    Schnakenberg,
+)
 from fastdiff.grid import Grid
 from fastdiff.kernels._threads import set_threads
 from fastdiff.solution import Solution
@@ -32,6 +42,7 @@ def __getattr__(name):
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
 
 
-__all__ = ["Cloud", "Dirichlet", "Diverged", "Estimate", "Flux", "GrayScott", "Grid", "Heat", "Neumann", "Robin",
+__all__ = ["AllenCahn", "Brusselator", "Cloud", "Dirichlet", "Diverged", "Estimate", "FisherKPP", "FitzHughNagumo",
+           "Flux", "GrayScott", "Grid", "Heat", "Neumann", "ReactionDiffusion", "Robin", "SIR", "Schnakenberg",
            "Solution", "SteadyState", "Stepper", "Unstable", "WallClock", "bench", "data", "monte_carlo", "nn",
            "repeat", "rollout", "set_threads", "solve"]

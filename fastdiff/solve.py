@@ -8,11 +8,11 @@ import numpy as np
 from fastdiff import dispatch, watch
 from fastdiff.boundary import Dirichlet, as_numbers, conditions
 from fastdiff.equations import Heat
-from fastdiff.equations._base import samples
+from fastdiff.equations._base import check_equation, samples
 from fastdiff.grid import Grid
 from fastdiff.kernels._threads import check_threads
 from fastdiff.solution import Solution
-from fastdiff.state import State, first_not_finite, read
+from fastdiff.state import State, first_bad, first_not_finite, read
 from fastdiff.steppers import METHODS as MARCHING
 from fastdiff.steppers._adapt import Controller
 from fastdiff.steppers._base import DOUBLING, EMBEDDED, LIMIT, chunks, relative, steps_between
@@ -45,7 +45,7 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
           save_to=None) -> Solution:
     """Solve an equation from t = 0 to `t_end`.
 
-    equation  fd.Heat(...), fd.GrayScott(...)
+    equation  fd.Heat(...), fd.ReactionDiffusion(...), fd.GrayScott(...) or another of fastdiff.equations
     u0        NumPy array or torch tensor, float32 or float64: (*grid), with several components (C, *grid), with a
               batch (batch, *grid) or (batch, C, *grid); it is not changed
     grid      fd.Grid
@@ -84,8 +84,7 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
     check_threads(threads)
     if not isinstance(grid, Grid):
         raise TypeError(f"grid is an fd.Grid, not {type(grid).__name__}")
-    if not hasattr(equation, "euler"):
-        raise TypeError(f"equation is one of fd.Heat, fd.GrayScott, not {type(equation).__name__}")
+    check_equation(equation)
     state = read(u0, grid, equation.names, samples(equation, grid), device)
     _check_rtol(rtol, state)
     times, hidden = _times(t_end, save_at)
@@ -352,7 +351,10 @@ def _advance(run, problem, counts, frames, advance):
             field = run.newest(new)
             bad = first_not_finite(field)
             if bad is not None:
-                _diverged(problem, field, bad, begin + done * h, begin + (done + size) * h, h)
+                begin += done * h
+                new, k = first_bad(lambda v, n, s, t=begin, h=h: run.advance(v, t + n * h, h, s), u, size)
+                field = run.newest(new)
+                _diverged(problem, field, first_not_finite(field), begin + (k - 1) * h, begin + k * h, h)
             u, done = new, done + size
             advance(size)
         t = end

@@ -80,7 +80,7 @@ def _forms(expressions, components):
         yield horner
 
 
-def _shared(expressions, prefix):
+def _shared(expressions, prefix) -> Any:
     """Common subexpressions, as [(symbol, expression)], and what is left of the expressions."""
     import sympy
 
@@ -113,13 +113,13 @@ class _Writer:
             else:
                 text = self._sum(e)
                 self.lines.append(f"{symbol} = {text}")
-        texts = [self._scaled(e.xreplace(self.inlined), scale) for e in rest]
-        return self.lines, texts
+        return self.lines, [self._scaled(e.xreplace(self.inlined), scale) for e in rest]
 
     def _scaled(self, e, scale):
         if e == 0:
             return None
-        return self._sum(e if scale is None else self.sympy.Add(*(scale * term for term in self.sympy.Add.make_args(e))))
+        terms = self.sympy.Add.make_args(e)
+        return self._sum(e if scale is None else self.sympy.Add(*(scale * term for term in terms)))
 
     def _level(self, e):
         """0 if it is a number beforehand, 1 if a number of every cell, 2 if it changes."""

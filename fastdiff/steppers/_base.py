@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
 from math import ceil
 from typing import Any
 
@@ -40,6 +42,12 @@ class Method:
     summary: str
 
 
+def reaction_rate(equation, grid) -> float:
+    """How fast an equation's reaction may be on a grid, 1 / time."""
+    known = signature(equation.reaction_rate).parameters
+    return float(equation.reaction_rate(grid) if "grid" in known else equation.reaction_rate())
+
+
 class Unstable(ValueError):
     """A step beyond the stability limit."""
 
@@ -71,9 +79,13 @@ class Run:
     @property
     def default_dt(self) -> float:
         """SAFETY times the limit of a field that the reaction pulls down as fast as it can."""
-        if not self.limit < np.inf:
-            return np.inf
-        return SAFETY * self.method.reach * 2 / (2 / self.euler_limit + self.equation.reaction_rate())
+        fastest = 2 / self.euler_limit + self.rate
+        return SAFETY * self.method.reach * 2 / fastest if fastest > 0 else np.inf
+
+    @cached_property
+    def rate(self) -> float:
+        """How fast the reaction may be, 1 / time."""
+        return reaction_rate(self.equation, self.grid)
 
     def check(self, dt):
         """Refuse a step beyond the stability limit."""

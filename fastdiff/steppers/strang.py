@@ -84,7 +84,7 @@ class Strang(Run):
         return out
 
     def _substeps(self, h):
-        return max(1, ceil(h * self.equation.reaction_rate() / RATE))
+        return max(1, ceil(h * self.rate / RATE))
 
     def _react(self, u, t, h, initial):
         """The reaction for a time h, with held faces as at time t."""

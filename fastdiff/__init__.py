@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastdiff.boundary import Dirichlet, Flux, Neumann, Robin
 from fastdiff.equations import (
     SIR,
+    AdvectionDiffusion,
     AllenCahn,
     Brusselator,
     FisherKPP,
@@ -42,7 +43,7 @@ def __getattr__(name):
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
 
 
-__all__ = ["AllenCahn", "Brusselator", "Cloud", "Dirichlet", "Diverged", "Estimate", "FisherKPP", "FitzHughNagumo",
-           "Flux", "GrayScott", "Grid", "Heat", "Neumann", "ReactionDiffusion", "Robin", "SIR", "Schnakenberg",
-           "Solution", "SteadyState", "Stepper", "Unstable", "WallClock", "bench", "data", "monte_carlo", "nn",
-           "repeat", "rollout", "set_threads", "solve"]
+__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Cloud", "Dirichlet", "Diverged", "Estimate", "FisherKPP",
+           "FitzHughNagumo", "Flux", "GrayScott", "Grid", "Heat", "Neumann", "ReactionDiffusion", "Robin", "SIR",
+           "Schnakenberg", "Solution", "SteadyState", "Stepper", "Unstable", "WallClock", "bench", "data",
+           "monte_carlo", "nn", "repeat", "rollout", "set_threads", "solve"]

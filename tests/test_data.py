@@ -253,7 +253,7 @@ def test_damaged_samples_of_an_earlier_run_are_made_again(whole, tmp_path, monke
     assert digest(path) == digest(whole["gray-scott"])
 
 
-@pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: os.truncate(p, 3000), lambda p: p.write_bytes(b"no")])
+@pytest.mark.parametrize("damage", [os.unlink, lambda p: os.truncate(p, 3000), lambda p: p.write_bytes(b"no")])
 def test_a_file_damaged_beyond_use_is_begun_again(whole, tmp_path, monkeypatch, damage):
     path = tmp_path / "a.h5"
     with monkeypatch.context() as patch:

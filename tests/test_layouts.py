@@ -318,7 +318,7 @@ def test_pdebench_s_own_files_are_read(tmp_path, rng):
             group.create_dataset("data", data=values, compression="lzf")
             for name, n in (("x", 8), ("y", 6), ("t", 4)):
                 group[f"grid/{name}"] = np.arange(n, dtype="f4")
-    one, two = fd.data.open(tmp_path / "tensor.hdf5", inputs=1), fd.data.open(tmp_path / "seeds.h5", inputs=2, outputs=1)
+    one, two = fd.data.open(tmp_path / "tensor.hdf5", inputs=1), fd.data.open(tmp_path / "seeds.h5", inputs=2)
     assert one.parameter_names == ("beta",) and np.array_equal(one[4]["outputs"], data[1, 2:3, None])
     assert np.array_equal(two[5]["inputs"], np.moveaxis(seeds[2, 1:3], -1, 1)) and len(two) == 6
     with pytest.raises(ValueError, match="stores no statistics"):
@@ -340,7 +340,8 @@ def test_statistics_in_one_pass(rng, offset):
     found, exact = combine(np.stack([moments(u) for u in data])), data.astype(np.float64)
     over, delta = (0, 1, 3, 4), np.diff(exact, axis=1)
     expected = {"mean": exact.mean(over), "std": exact.std(over), "rms": np.sqrt((exact**2).mean(over)),
-                "mean_delta": delta.mean(over), "std_delta": delta.std(over), "rms_delta": np.sqrt((delta**2).mean(over))}
+                "mean_delta": delta.mean(over), "std_delta": delta.std(over),
+                "rms_delta": np.sqrt((delta**2).mean(over))}
     assert set(found) == set(STATISTICS)
     for name in STATISTICS:
         assert np.allclose(found[name], expected[name], rtol=2e-6, atol=1e-7 * max(offset, 1)), name

@@ -81,8 +81,8 @@ def repair(path, *, recipe: Recipe | None = None) -> tuple[int, ...]:
         for i in found.damaged:
             fields = _again(there, job, i)
             if files.checksum(fields) != there.checksums[i]:
-                raise ValueError(f"sample {i} of {path}, made again, is not what was stored: another fastdiff or another "
-                                 f"processor made it; generate the data set again")
+                raise ValueError(f"sample {i} of {path}, made again, is not what was stored: another fastdiff or "
+                                 f"another processor made it; generate the data set again")
             _write_back(there, i, fields)
         return found.damaged
 
@@ -158,7 +158,7 @@ def drifts(u, there, job) -> dict[str, float]:
     found = {}
     for name in job.recipe.conserved:
         part = u[:, there.names.index(name)]
-        means = np.einsum("t...,...->t", part, weight, dtype=np.float64)
+        means = part.reshape(len(part), -1).astype(np.float64) @ weight.ravel()
         found[name] = float(np.abs(means - means[0]).max() / max(np.sqrt(np.mean(part[0].astype(float) ** 2)), 1e-30))
     return found
 

@@ -251,7 +251,8 @@ def from_yaml(path) -> Recipe:
     try:
         return from_description(yaml.safe_load(Path(path).read_text()))
     except FileNotFoundError:
-        raise FileNotFoundError(f"the recipe {path} does not exist; recipes with a name: {', '.join(known())}") from None
+        names = ", ".join(known())
+        raise FileNotFoundError(f"the recipe {path} does not exist; recipes with a name: {names}") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
 

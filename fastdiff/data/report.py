@@ -93,7 +93,7 @@ def _coarser(job):
     kinds = [n % 2 == (0 if wraps else 1) and n > 4 for n, wraps in zip(job.grid.shape, job.grid.periodic)]
     if not all(kinds) or (job.grid.centering == "cells" and not all(job.grid.periodic)):
         return None
-    return replace(job, shape=tuple((n + 1) // 2 for n in job.grid.shape))
+    return replace(job, shape=tuple((n + 1) // 2 for n in job.grid.shape), recipe=replace(job.recipe, dt=job.dt))
 
 
 def _spectrum(field):
@@ -166,7 +166,8 @@ def _facts(there, made):
                  f"{made.cell_updates_per_second / 1e6:,.0f} million cell updates/s"}
     if there.statistics:
         rows |= {name: ", ".join(f"{v:.5g}" for v in values) for name, values in there.statistics.items()}
-    return "<table>" + "".join(f"<tr><td>{k}</td><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items()) + "</table>"
+    lines = (f"<tr><td>{k}</td><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items())
+    return f"<table>{''.join(lines)}</table>"
 
 
 def _trajectories(there, looked, why):
@@ -177,7 +178,8 @@ def _trajectories(there, looked, why):
              _number(look.space_error)] for look in looked]
     lines = [f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows]
     note = f"<p>{html.escape(why)}</p>" if why else ""
-    return f"<h2>Trajectories</h2>{note}<table><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{''.join(lines)}</table>"
+    titles = "".join(f"<th>{h}</th>" for h in head)
+    return f"<h2>Trajectories</h2>{note}<table><tr>{titles}</tr>{''.join(lines)}</table>"
 
 
 def _number(value):

@@ -3,13 +3,18 @@
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 
 from fastdiff.data import files
 from fastdiff.data.layouts._about import Place
+
+
+class _Data(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: Any
+    offset: int | None
 
 
 class Source(ABC):
@@ -44,7 +49,8 @@ class Source(ABC):
         self.attributes: dict[str, Any] = {}
         self.manifest: dict[str, Any] | None = None
         self.periodic: tuple[bool, ...] = ()
-        self._handles: dict[str, Any] = {}
+        self._known: dict[str, _Data] = {}
+        self._handles: dict[str, int] = {}
         self._process: int | None = None
         self.open()
 
@@ -74,49 +80,51 @@ class Source(ABC):
         """Where a sample lies in its files, byte by byte; refuses files whose numbers are not plain."""
         found = []
         for file, name, index, part in self.places(sample):
-            data, _, offset = self._data(file, name)
-            if offset is None:
+            data = self._data(file, name)
+            if data.offset is None:
                 raise ValueError(f"{self.path} holds its numbers in pieces or compressed: it cannot be written to")
             size = int(np.prod(data.shape[len(index) :])) * data.dtype.itemsize
-            found.append(Place(file, offset + (index[0] * size if index else 0), part))
+            found.append(Place(file, data.offset + (index[0] * size if index else 0), part))
         return found
 
     def _part(self, file, name, index, part, first, stride, out):
-        data, handle, offset = self._data(file, name)
-        frame = int(np.prod(data.shape[len(index) + 1 :])) * data.dtype.itemsize
-        if offset is None or data.dtype != out.dtype:
+        data = self._data(file, name)
+        place = Place(file, 0, part)
+        if data.offset is None or data.dtype != out.dtype:
             stop = first + stride * (len(out) - 1) + 1
-            Place(file, 0, part).put(out, lambda array: _copy(array, data[(*index, slice(first, stop, stride))]))
-            return
-        row = index[0] * data.shape[1] if index else 0
-        start = offset + (row + first) * frame
+            with self._h5(file) as h5:
+                return place.put(out, lambda array: _copy(array, h5[name][(*index, slice(first, stop, stride))]))
+        handle, frame = self._handle(file), int(np.prod(data.shape[len(index) + 1 :])) * data.dtype.itemsize
+        start = data.offset + ((index[0] * data.shape[1] if index else 0) + first) * frame
         if stride == 1:
-            Place(file, 0, part).put(out, lambda array: files.read_at(handle, start, array))
-        else:
-            Place(file, 0, part).put(out, lambda array: _strided(handle, start, stride * frame, array))
+            return place.put(out, lambda array: files.read_at(handle, start, array))
+        return place.put(out, lambda array: _strided(handle, start, stride * frame, array))
 
-    def _data(self, file, name):
-        """A data set of a file that this very process has opened: handles must not cross a fork."""
+    def _h5(self, file):
+        return files.open_h5(self.path / file if file else self.path)
+
+    def _data(self, file, name) -> "_Data":
+        """Shape, kind and place of an array; HDF5 is asked once, and not left open: others may want the file."""
+        key = f"{file}:{name}"
+        if key not in self._known:
+            with self._h5(file) as h5:
+                data = h5[name]
+                self._known[key] = _Data(data.shape, data.dtype, None if data.chunks else data.id.get_offset())
+        return self._known[key]
+
+    def _handle(self, file) -> int:
+        """A file that this very process has opened: handles must not cross a fork."""
         if self._process != os.getpid():
             self._handles, self._process = {}, os.getpid()
-        key = f"{file}:{name}"
-        if key not in self._handles:
-            if file not in self._handles:
-                path = self.path / file if self.path.is_dir() else self.path
-                self._handles[file] = (files.open_h5(path), os.open(path, os.O_RDONLY))
-            h5, handle = self._handles[file]
-            data = h5[name]
-            plain = data.chunks is None and data.id.get_offset() is not None
-            self._handles[key] = (data, handle, data.id.get_offset() if plain else None)
-        return self._handles[key]
+        if file not in self._handles:
+            self._handles[file] = os.open(self.path / file if file else self.path, os.O_RDONLY)
+        return self._handles[file]
 
     def close(self) -> None:
         """Close what is open; reading opens it again."""
         if self._process == os.getpid():
-            for value in self._handles.values():
-                if isinstance(value[0], h5py.File):
-                    value[0].close()
-                    os.close(value[1])
+            for handle in self._handles.values():
+                os.close(handle)
         self._handles = {}
 
     def __del__(self):

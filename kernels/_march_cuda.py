@@ -29,6 +29,7 @@ from fastdiff.kernels._edges import (
     ABSENT,
     BOUNDED,
     CALL,
+    CLOCK,
     COEF,
     COEF_PER_SAMPLE,
     GHOST,
@@ -42,7 +43,8 @@ from fastdiff.kernels._edges import (
     PERIODIC,
     VALUE,
 )
-from fastdiff.kernels._march import At, Star, cell, components_of, sample_of
+from fastdiff.kernels._fields import Cells, lowered
+from fastdiff.kernels._march import At, Star, cell, components_of, map_fields, sample_of
 
 cuda = _cuda.toolkit()
 
@@ -104,7 +106,13 @@ def _called(e, values, c, side, step, i0, i1, i2, u0, u1):
     y = place(e, e.ints[4], side, i0, i1, i2)
     z = place(e, e.ints[5], side, i0, i1, i2)
     u = e.clock.dtype.type(e.reals[1] * u0 + e.reals[2] * u1)
-    return e.reals.dtype.type(value_at(values, c, side, e.clock[0] + e.clock[1] * step, x, y, z, u))
+    return e.reals.dtype.type(value_at(values, c, side, time_of(e, step), x, y, z, u))
+
+
+@register_jitable
+def time_of(e, step):
+    """The time of a level."""
+    return e.clock[CLOCK + step] if len(e.clock) > CLOCK else e.clock[0] + e.clock[1] * step
 
 
 @register_jitable
@@ -619,6 +627,8 @@ def to_device(data, stream=0):
 
 
 def _field_to_device(field, stream):
+    if hasattr(field, "_fields"):
+        return to_device(field, stream)
     if isinstance(field, np.ndarray):
         return cuda.to_device(np.ascontiguousarray(field), stream=stream)
     return _cuda.wrap(field) if _cuda.on_device(field) else field
@@ -659,9 +669,18 @@ def march_cuda(rule, u, edges, steps, *, step=0, out=None, work=None, values=Non
     if sweeps > 1 and work is None:
         work = _cuda.empty_like(u)
     spare = final if sweeps == 1 else as_space(_cuda.wrap(work))
+    rule = _lowered(rule, u, edges, queue)
     data = to_device(rule, queue), to_device(edges, queue), to_device(NoValues() if values is None else values, queue)
     _launch(data, (here, final, spare), plan, ndim, steps, step, queue)
     return out
+
+
+def _lowered(rule, u, edges, queue):
+    """The rule with its numbers of every cell in the GPU's memory, and its clock set."""
+    map_fields(rule, lambda field: field.check(type(rule).__name__, u) if isinstance(field, Cells) else None)
+    clock = edges.clock if isinstance(edges.clock, np.ndarray) else _cuda.wrap(edges.clock).copy_to_host()
+    return lowered(rule, (ABSENT,) * 3, as_space(u).shape[2:], 0, clock, lambda data: _field_to_device(data, queue) if not _cuda.simulated()
+                   else data)
 
 
 def _march_host(rule, u, edges, steps, step, out, values, stream, plan):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastdiff.boundary import Dirichlet, Flux, Neumann, Robin
 from fastdiff.equations import (
     SIR,
+    AdvectionDiffusion,
     AllenCahn,
     Brusselator,
     FisherKPP,
@@ -40,6 +41,7 @@ def __getattr__(name):
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
 
 
-__all__ = ["AllenCahn", "Brusselator", "Dirichlet", "Diverged", "FisherKPP", "FitzHughNagumo", "Flux", "GrayScott",
-           "Grid", "Heat", "Neumann", "ReactionDiffusion", "Robin", "SIR", "Schnakenberg", "Solution", "Stepper",
+__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Dirichlet", "Diverged", "FisherKPP", "FitzHughNagumo",
+           "Flux", "GrayScott", "Grid", "Heat", "Neumann", "ReactionDiffusion", "Robin", "SIR", "Schnakenberg",
+           "Solution", "Stepper",
            "Unstable", "bench", "data", "nn", "repeat", "rollout", "set_threads", "solve"]

@@ -254,3 +254,226 @@ def test_solutions_on_such_grids_are_kept(tmp_path):
     sol.save(tmp_path / "a.h5")
     assert fd.Solution.load(tmp_path / "a.h5").grid == grid
     sol.plot(path=tmp_path / "a.png")
+
+
+# -- sources ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_source_in_time_is_taken_at_each_steps_own_time(dtype):
+    """u_t = f(t) x: forward Euler is a sum over the steps, whatever chunks and frames the march is cut into."""
+    grid, dt = fd.Grid(40), 1e-4
+    (x,) = grid.coordinates()
+    equation = fd.Heat(0.0, source="x*cos(40*t)")
+    sol = fd.solve(equation, np.zeros(40, dtype), grid, save_at=[0.05, 0.1], method="euler", dt=dt)
+    for frame, steps in zip(sol.u, (500, 1000)):
+        want = x * dt * np.cos(40 * dt * np.arange(steps)).sum()
+        assert np.abs(frame - want).max() < 2000 * np.finfo(dtype).eps
+    step = fd.Stepper(equation, grid, dt=dt)
+    assert np.abs(step(np.zeros(40), t=0.3) - x * dt * np.cos(12.0)).max() < 1e-15
+
+
+def test_a_source_of_each_sample_and_of_place():
+    grid = fd.Grid((8, 9))
+    f = np.array([1.0, 2.0, 3.0])
+    sol = fd.solve(fd.Heat(0.5, source=f), np.zeros((3, 8, 9)), grid, 1.0, method="euler")
+    assert np.abs(sol.final - f[:, None, None]).max() < 1e-12
+    sol = fd.solve(fd.Heat(0.0, source="x + 10*y"), np.zeros((8, 9)), grid, 1.0, method="euler")
+    x, y = grid.coordinates()
+    assert np.abs(sol.final - (x + 10 * y)).max() < 1e-12
+
+
+def test_bad_sources():
+    grid = fd.Grid(9)
+    for source, message in [(lambda t: t, "is an expression"), ("u*t", "unknown name 'u'"), ("1/x + t", "not finite"),
+                            (np.ones((2, 9)), "parameters for 2 samples")]:
+        with pytest.raises(ValueError, match=message):
+            fd.solve(fd.Heat(1.0, source=source), np.zeros(9), grid, 0.1, method="euler")
+
+
+# -- advection -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scheme", "wanted"), [("upwind1", 1), ("central", 2)])
+@pytest.mark.parametrize("velocity", [0.7, -0.7])
+def test_a_travelling_gaussian(scheme, wanted, velocity):
+    D, s, t, errors = 0.01, 0.2, 0.5, []
+    for n in (100, 200, 400):
+        grid = fd.Grid(n, extent=(-2.0, 2.0), periodic=True)
+        (x,) = grid.coordinates()
+
+        def exact(t, x=x):
+            width = s * s + 4 * D * t
+            return s / np.sqrt(width) * np.exp(-((x - velocity * t) ** 2) / width)
+
+        equation = fd.AdvectionDiffusion(D, velocity, scheme=scheme)
+        got = fd.solve(equation, exact(0.0), grid, t, method="euler", dt=0.5 * (4 / n) ** 2).final
+        errors.append(np.abs(got - exact(t)).max())
+    assert order(errors)[-1] == pytest.approx(wanted, abs=0.25), errors
+
+
+def manufactured(scheme, centering, n, walls):
+    """u = exp(-t) (2 + sin(2x + y)), D = 1 + x/4, v = (1 + x/2, y - 1/4): the source by SymPy, as an expression."""
+    import sympy
+
+    t, x, y = sympy.symbols("t x y", real=True)
+    u, D, v = sympy.exp(-t) * (2 + sympy.sin(2 * x + y)), 1 + x / 4, (1 + x / 2, y - sympy.Rational(1, 4))
+    f = u.diff(t) - sum((D * u.diff(z) - w * u).diff(z) for z, w in zip((x, y), v))
+    grid = fd.Grid((n, n + 3), centering=centering)
+
+    def wall(z, at, sign):
+        value = u.subs(z, at) if walls == "dirichlet" else sign * u.diff(z).subs(z, at)
+        return (fd.Dirichlet if walls == "dirichlet" else fd.Neumann)(str(value))
+
+    boundary = {name: (wall(z, 0, -1), wall(z, 1, 1)) for name, z in (("x", x), ("y", y))}
+    equation = fd.AdvectionDiffusion(str(D), tuple(map(str, v)), scheme=scheme, source=str(f))
+    exact = sympy.lambdify((t, x, y), u)
+    places = grid.coordinates()
+    got = run(equation, np.broadcast_to(exact(0.0, *places), grid.shape).copy(), grid, 0.1, boundary)
+    return np.abs(got - exact(0.1, *places)).max()
+
+
+@pytest.mark.parametrize("walls", ["dirichlet", "neumann"])
+@pytest.mark.parametrize("centering", CENTERINGS)
+def test_advection_in_a_variable_flow_against_a_manufactured_solution(centering, walls):
+    errors = [manufactured("central", centering, n, walls) for n in (10, 20, 40)]
+    assert order(errors)[-1] == pytest.approx(2, abs=0.3), errors
+    errors = [manufactured("upwind1", centering, n, walls) for n in (10, 20, 40)]
+    assert order(errors)[-1] > 0.7, errors
+
+
+@pytest.mark.parametrize("scheme", ["upwind1", "central"])
+def test_advection_conserves_and_upwind_keeps_the_range(scheme, rng):
+    grid = fd.Grid((24, 20), periodic=True)
+    u0 = rng.random((2, 24, 20))
+    v = (rng.standard_normal((24, 20)), "sin(2*pi*x)")
+    got = run(fd.AdvectionDiffusion(0.05, v, scheme=scheme), u0, grid, 0.05, share=0.95)
+    assert got.sum() == pytest.approx(u0.sum(), rel=1e-12)
+    if scheme == "upwind1":
+        assert got.min() >= 0
+    turning = ("sin(2*pi*y)", "cos(2*pi*x)")  # without divergence: the field's range is kept
+    got = run(fd.AdvectionDiffusion(0.0, turning), u0, grid, 0.2, share=0.95)
+    assert u0.min() <= got.min() and got.max() <= u0.max()
+
+
+def test_velocities_of_each_sample():
+    grid = fd.Grid(50, periodic=True)
+    u0 = np.random.default_rng(0).random((3, 50))
+    v = np.array([0.5, -1.0, 0.0])
+    many = fd.solve(fd.AdvectionDiffusion(0.01, v), u0, grid, 0.1, method="euler", dt=1e-3).final
+    for b in range(3):
+        one = fd.solve(fd.AdvectionDiffusion(0.01, v[b]), u0[b], grid, 0.1, method="euler", dt=1e-3).final
+        assert np.array_equal(one, many[b])
+
+
+def test_the_limit_of_central_differences():
+    grid = fd.Grid(64, periodic=True)
+    equation = fd.AdvectionDiffusion(0.002, 1.0, scheme="central")
+    limit = equation.stable_dt(grid)
+    assert limit == pytest.approx(0.004)
+    u0 = np.random.default_rng(0).standard_normal(64)
+    assert np.linalg.norm(run(equation, u0, grid, 500 * limit, share=1.0)) <= np.linalg.norm(u0)
+
+
+def test_bad_advection():
+    grid = fd.Grid((8, 9))
+    for equation, message in [
+        (lambda: fd.AdvectionDiffusion(scheme="weno"), "unknown scheme 'weno'; known: 'upwind1'"),
+        (lambda: fd.AdvectionDiffusion(1.0, 2.0).stable_dt(grid), "velocity has one entry for each of the 2 axes"),
+        (lambda: fd.AdvectionDiffusion(0.0, (1.0, 0.0), scheme="central").stable_dt(grid), "unstable for any explicit"),
+        (lambda: fd.AdvectionDiffusion(-1.0, (1.0, 0.0)).stable_dt(grid), "diffusivity must be at least 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            equation()
+
+
+# -- D(u), R(u) ------------------------------------------------------------------------------------------------------
+
+
+def test_barenblatt_in_one_and_two_dimensions():
+    """The porous medium equation u_t = div(m u^(m-1) grad u), m = 2: a front with a sharp edge.
+
+    U = t^-a (C - k r²/t^(2b))+, b = 1/(d(m-1) + 2), a = d b, k = (m-1) b / (2m) (Vazquez 2007, eq. 1.8).
+    """
+    for d, sizes in ((1, (50, 100, 200)), (2, (32, 64))):
+        b = 1 / (d + 2)
+        a, k, errors = d * b, b / 4, []
+
+        def exact(t, r2, a=a, b=b, k=k):
+            return t**-a * np.maximum(0.15 - k * r2 / t ** (2 * b), 0)
+
+        for n in sizes:
+            grid = fd.Grid((n,) * d, extent=[(-2.0, 2.0)] * d, centering="cells")
+            r2 = sum(x * x for x in grid.coordinates())
+            equation = fd.Heat("2*u", bounds=(0.0, 0.2))
+            u0 = np.broadcast_to(exact(1.0, r2), grid.shape).copy()
+            got = run(equation, u0, grid, 1.0, share=0.9)
+            cell = grid.spacing[0] ** d
+            errors.append(np.abs(got - exact(2.0, r2)).sum() * cell)
+            assert got.sum() * cell == pytest.approx(u0.sum() * cell, rel=1e-12) and got.min() >= 0
+        assert order(errors)[-1] > 1.3, errors
+
+
+@pytest.mark.parametrize("centering", CENTERINGS)
+def test_nonlinear_diffusion_with_a_capacity_against_a_manufactured_solution(centering):
+    """R(u) u_t = (D(u) u_x)_x + f with D = 1/2 + exp(-u), R = 1 + u², Neumann and Dirichlet in time."""
+    import sympy
+
+    t, x = sympy.symbols("t x", real=True)
+    u = (1 + sympy.cos(2 * x + t) / 2) / 2
+    f = (1 + u**2) * u.diff(t) - ((sympy.Rational(1, 2) + sympy.exp(-u)) * u.diff(x)).diff(x)
+    exact, errors = sympy.lambdify((t, x), u), []
+    walls = {"x": (fd.Neumann(str(-u.diff(x).subs(x, 0))), fd.Dirichlet(str(u.subs(x, 1))))}
+    for n in (10, 20, 40):
+        grid = fd.Grid(n, centering=centering)
+        (places,) = grid.coordinates()
+        equation = fd.Heat("0.5 + exp(-u)", source=str(f), capacity="1 + u**2")
+        got = run(equation, exact(0.0, places), grid, 0.2, walls)
+        errors.append(np.abs(got - exact(0.2, places)).max())
+    assert order(errors)[-1] == pytest.approx(2, abs=0.3), errors
+
+
+def test_diffusion_with_sorption_against_solve_ivp():
+    """PDEBench's diffusion–sorption: R(u) u_t = D u_xx with a Freundlich R."""
+    n, D = 32, 5e-4
+    grid = fd.Grid(n, centering="cells")
+
+    def R(u):
+        return 1 + 0.71 / 0.29 * 2880 * 3.5e-4 * 0.874 * (u + 1e-6) ** (0.874 - 1)
+
+    def rhs(t, u):
+        full = np.concatenate([[2.0 - u[0]], u, [u[-1]]])
+        return D * np.diff(full, 2) / grid.spacing[0] ** 2 / R(u)
+
+    u0 = np.full(n, 0.1)
+    want = solve_ivp(rhs, (0, 50.0), u0, rtol=1e-9, atol=1e-9).y[:, -1]
+    equation = fd.Heat(D, capacity="1 + (1 - phi)/phi*rho*k*nf*(u + 1e-6)**(nf - 1)",
+                       parameters={"phi": 0.29, "rho": 2880.0, "k": 3.5e-4, "nf": 0.874})
+    walls = {"x": (fd.Dirichlet(1.0), None)}
+    errors = [np.abs(fd.solve(equation, u0, grid, 50.0, boundary=walls, method="euler", dt=dt).final - want).max()
+              for dt in (0.5, 0.25)]
+    assert errors[1] < 1e-3 and errors[0] / errors[1] == pytest.approx(2, abs=0.2)
+
+
+def test_laws_with_parameters_of_each_sample(rng):
+    grid, u0 = fd.Grid((9, 12)), rng.random((2, 9, 12))
+    many = fd.Heat("a*u**2 + b", parameters={"a": np.array([1.0, 2.0]), "b": 0.1}, bounds=(0, 1))
+    got = fd.solve(many, u0, grid, 1e-3, method="euler", dt=1e-4).final
+    for k, a in enumerate((1.0, 2.0)):
+        one = fd.Heat(f"{a}*u**2 + 0.1")
+        assert np.abs(fd.solve(one, u0[k], grid, 1e-3, method="euler", dt=1e-4).final - got[k]).max() < 1e-15
+
+
+def test_bad_laws():
+    grid = fd.Grid(9)
+    for make, message in [
+        (lambda: fd.Heat("u*x"), "depends on u and on x"),
+        (lambda: fd.Heat("u + q"), "unknown name 'q'"),
+        (lambda: fd.Heat("u - 1").stable_dt(grid), "falls to -1 between the bounds 0 and 1"),
+        (lambda: fd.Heat("1/u + u", bounds=(3, 1)).stable_dt(grid), "bounds are a pair"),
+        (lambda: fd.Heat(1.0, capacity=2.0), "capacity is an expression in u"),
+        (lambda: fd.Heat(1.0, parameters={"a": 1.0}), "there is none"),
+        (lambda: fd.Heat("u**2").euler(fd.Grid.graded([0, 1, 3.0]), 0.1, 1, "f8"), "needs a Cartesian grid"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()

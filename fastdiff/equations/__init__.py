@@ -1,6 +1,7 @@
 """Equations: one physics a file."""
 
 from fastdiff.equations._base import Equation
+from fastdiff.equations.advection import AdvectionDiffusion
 from fastdiff.equations.allen_cahn import AllenCahn
 from fastdiff.equations.brusselator import Brusselator
 from fastdiff.equations.fisher import FisherKPP
@@ -11,5 +12,5 @@ from fastdiff.equations.reaction_diffusion import ReactionDiffusion
 from fastdiff.equations.schnakenberg import Schnakenberg
 from fastdiff.equations.sir import SIR
 
-__all__ = ["AllenCahn", "Brusselator", "Equation", "FisherKPP", "FitzHughNagumo", "GrayScott", "Heat",
-           "ReactionDiffusion", "SIR", "Schnakenberg"]
+__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Equation", "FisherKPP", "FitzHughNagumo", "GrayScott",
+           "Heat", "ReactionDiffusion", "SIR", "Schnakenberg"]

@@ -108,6 +108,28 @@ def diffusion(grid: Grid, D, axis: int, mirrored: bool = False, at_wall=wall_val
     return below, above
 
 
+def advection(grid: Grid, v, axis: int, scheme: str, at_wall=wall_values):
+    """Weights of the low and the high neighbour along an axis, and div v, per time, for v (batch, *grid)."""
+    ndim = grid.ndim
+    area, volume, _, _ = (along(m, axis, ndim) for m in _measures(grid, axis))
+    a, b = _sides(v, axis)
+    inner = (a + b) / 2
+    if grid.periodic[axis]:
+        ends = [(v.take([-1], axis + 1) + v.take([0], axis + 1)) / 2] * 2
+    elif grid.centering == "cells":
+        ends = [np.expand_dims(at_wall(v, grid, axis, end), axis + 1) for end in (0, 1)]
+    else:  # half a cell beyond the edge, where a ghost stands on the other side
+        ends = [2 * v.take([-end], axis + 1) - inner.take([-end], axis + 1) for end in (0, 1)]
+        volume = np.full_like(volume, grid.spacing[axis])
+    flow = np.concatenate([ends[0], inner, ends[1]], axis + 1) * area
+    low, high = _sides(flow, axis)
+    if scheme == "upwind1":
+        below, above = np.maximum(low, 0), np.maximum(-high, 0)
+    else:
+        below, above = low / 2, -high / 2
+    return below / volume, above / volume, (high - low) / volume
+
+
 def _conductance(a, b, h_a, h_b):
     """1 / (h_a/D_a + h_b/D_b); 0 where one of them is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -7,15 +7,13 @@ the published recipes are compared with independent ones. Writes data.json and d
 import argparse
 import json
 import multiprocessing
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import h5py
@@ -108,7 +106,7 @@ def overlap_row(options):
     from fastdiff.data.campaign import _block
 
     side = options.side(128)
-    recipe = replace(recipes.GRAY_SCOTT, t_end=2000.0 * options.steps, frames=41)
+    recipe = replace(recipes.GRAY_SCOTT, t_end=20000.0 * options.steps, frames=41)
     job = Job(recipe, 32, 0, "cpu", (side, side))
     block = _block(job, options.threads, 1)
     blocks = [(first, min(block, job.samples - first)) for first in range(0, job.samples, block)]
@@ -193,9 +191,173 @@ def memory_row(options):
                many[0] <= min(1.5e9, many[1]), None, f"the plan says {many[1] / 1e9:.2f} GB")
 
 
+# -- PDEBench's diffusion-reaction ------------------------------------------------------------------------------------
+
+
+def _their_slope(n):
+    """u - u³ - k - v and u - v with the five-point stencil as a sparse matrix, as PDEBench has it."""
+    from scipy.sparse import diags_array, eye_array, kron
+
+    dx = 2 / n
+    ends = np.full(n, -2.0)
+    ends[[0, -1]] = -1
+    line = diags_array([np.ones(n - 1), ends, np.ones(n - 1)], offsets=[-1, 0, 1])
+    laplace = ((kron(line, eye_array(n)) + kron(eye_array(n), line)) / dx**2).tocsr()
+
+    def slope(t, y):
+        u, v = y[: n * n], y[n * n :]
+        return np.concatenate([1e-3 * (laplace @ u) + u - u**3 - 5e-3 - v, 5e-3 * (laplace @ v) + u - v])
+
+    return slope
+
+
+def _their_sample(task):
+    """One sample, as PDEBench makes it: RK45 at its default tolerance, and a group of an HDF5 file."""
+    from scipy.integrate import solve_ivp
+
+    seed, n, path, frames, u0, how = task
+    u0 = np.random.default_rng(seed).standard_normal(2 * n * n) if u0 is None else u0
+    y = solve_ivp(_their_slope(n), (0, 5.0), u0, t_eval=np.linspace(0, 5, frames), **how).y
+    data = np.moveaxis(y.reshape(2, n, n, -1), (3, 0), (0, 3))
+    if path is None:
+        return data
+    with h5py.File(f"{path}/{seed}.h5", "w") as file:
+        file.create_dataset("0000/data", data=data.astype(np.float32), compression="lzf")
+
+
+def _relative(a, b):
+    return float(np.sqrt(((a - b) ** 2).sum() / (b**2).sum()))
+
+
+def diff_react_row(options):
+    """Samples a second of the whole: ours, and solve_ivp with a sparse matrix in two processes."""
+    from fastdiff.data import campaign
+
+    samples, n = max(4, int(64 * options.scale)), options.side(128)
+    job = campaign._job("pdebench-diff-react", samples, (n, n), 0, None, "cpu")
+    _, u0 = job.recipe.draw(job.grid, 0, 0)
+    solve = lambda **how: np.moveaxis(_their_sample((0, n, None, 101, u0.ravel().astype(float), how)), -1, 1)
+    exact, theirs = solve(method="DOP853", rtol=1e-8, atol=1e-8), solve()
+    errors = _relative(job.march_one(0), exact), _relative(theirs, exact)
+    if not errors[0] <= errors[1]:
+        raise AssertionError(f"ours is off by {errors[0]:.1e}, solve_ivp by {errors[1]:.1e}")
+    few = 2 if options.scale < 1 else 6
+    with tempfile.TemporaryDirectory(dir=options.folder) as name, multiprocessing.get_context("spawn").Pool(2) as pool:
+
+        def ours():
+            _data().generate("pdebench-diff-react", f"{name}/ours.h5", samples=samples, shape=(n, n),
+                             layout="pdebench", threads=options.threads, overwrite=True, progress=False)
+
+        def them():
+            pool.map(_their_sample, [(seed, n, name, 101, None, {}) for seed in range(few)], chunksize=1)
+
+        ours()
+        seconds = alternate(max(1, options.rounds // 2), ours=ours, solve_ivp=them)
+    rate, plain = samples / median(seconds["ours"]), few / median(seconds["solve_ivp"])
+    return Row(f"PDEBench diffusion-reaction, {n}², 101 frames, {samples} samples, files included",
+               f"{rate:.1f} samples/s, error {errors[0]:.0e}", ">= 50x solve_ivp in 2 processes, error not larger",
+               rate >= 50 * plain, rate / plain, f"{plain:.2f} samples/s, error {errors[1]:.0e}", seconds)
+
+
+# -- The Well's Gray-Scott --------------------------------------------------------------------------------------------
+
+
+def etdrk4(u, F, k, times, dt=1.0):
+    """ETDRK4 with the 2/3 rule in plain NumPy, float64, for a batch (B, 2, n, n): what The Well's generator does."""
+    from scipy.fft import irfft2, rfft2
+
+    n = u.shape[-1]
+    kx, ky = np.fft.fftfreq(n, 1 / n) * np.pi, np.arange(n // 2 + 1) * np.pi
+    z = -dt * np.array([2e-5, 1e-5]).reshape(2, 1, 1) * (kx[:, None] ** 2 + ky**2)
+    r = z[..., None] + np.exp(1j * np.pi * (np.arange(32) + 0.5) / 32)
+    mean = lambda f: dt * f.mean(-1).real
+    Q, e = mean((np.exp(r / 2) - 1) / r), np.exp(r)
+    f1 = mean((-4 - r + e * (4 - 3 * r + r * r)) / r**3)
+    f2 = mean((2 + r + e * (r - 2)) / r**3)
+    f3 = mean((-4 - 3 * r - r * r + e * (4 - r)) / r**3)
+    half, whole = np.exp(z / 2), np.exp(z)
+    keep = (np.abs(kx)[:, None] <= 2 / 3 * np.pi * n / 2) & (ky <= 2 / 3 * np.pi * n / 2)
+    F, k = (np.reshape(p, (-1, 1, 1)) for p in (F, k))
+
+    def N(w):
+        u, v = np.moveaxis(irfft2(w, s=(n, n), workers=2), 1, 0)
+        eaten = u * v * v
+        return rfft2(np.stack([F * (1 - u) - eaten, eaten - (F + k) * v], 1), workers=2) * keep
+
+    w, t, frames = rfft2(u.astype(float)), 0.0, []
+    for time in times:
+        for _ in range(round((time - t) / dt)):
+            n0 = N(w)
+            a = half * w + Q * n0
+            n1 = N(a)
+            n2 = N(half * w + Q * n1)
+            n3 = N(half * a + Q * (2 * n2 - n0))
+            w = whole * w + f1 * n0 + 2 * f2 * (n1 + n2) + f3 * n3
+        t = time
+        frames.append(irfft2(w, s=(n, n)))
+    return np.stack(frames, 1)
+
+
+def _patterns(job):
+    """A sample of each pattern and kind of start: index, parameters and field."""
+    found: dict[Any, Any] = {}
+    for i in range(400):
+        parameters, u0 = job.recipe.draw(job.grid, 0, i)
+        found.setdefault((parameters["pattern"], bool(u0.min() == 0)), (i, parameters, u0))
+    return [found[key] for key in sorted(found)]
+
+
+def gray_scott_row(options):
+    """Core-seconds of a whole trajectory of The Well's Gray-Scott, files included; checked at t = 200 first."""
+    from fastdiff.data import campaign
+
+    t_end = 10000.0 if options.scale == 1 else 200.0
+    short = campaign._job("well-gray-scott", 1, None, 0, None, "cpu")
+    short = replace(short, recipe=replace(short.recipe, t_end=200.0, frames=21))
+    drawn = _patterns(short)
+    F, k = (np.array([p[name] for _, p, _ in drawn]) for name in ("F", "k"))
+    exact = etdrk4(np.stack([u for *_, u in drawn]), F, k, [200.0])[:, 0]
+    errors = [_relative(short.march_one(i)[-1], u) for (i, *_), u in zip(drawn, exact)]
+    if not max(errors) <= 1e-2:
+        raise AssertionError(f"the patterns are off by {errors} at t = 200")
+    recipe = replace(_data().recipes.get("well-gray-scott"), t_end=t_end, frames=round(t_end / 10) + 1)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        start, used = perf_counter(), process_time()
+        _data().generate(recipe, f"{name}/well", samples=2, layout="the_well", threads=options.threads, progress=False)
+        spent, used = perf_counter() - start, process_time() - used
+    each = max(used, spent * options.threads) / 2
+    return Row(f"The Well's Gray-Scott, 128², {recipe.frames} frames, files included",
+               f"{each:.1f} core-s a trajectory, error at t = 200 <= {max(errors):.0e}",
+               "<= 20 core-s, error <= 1e-2 for all patterns", each <= 20, 3960 / each if t_end == 1e4 else None,
+               "published 3960 core-s", {"ours": [spent]})
+
+
+def end_row(options):
+    """Mean and standard deviation at the end of the longest run, against ETDRK4 with half the step."""
+    from fastdiff.data import campaign
+
+    t_end = 10000.0 if options.scale == 1 else 200.0
+    job = campaign._job("well-gray-scott", 1, None, 0, None, "cpu")
+    job = replace(job, recipe=replace(job.recipe, t_end=t_end, frames=3))
+    drawn = [d for d in _patterns(job) if d[2].min() == 0]
+    F, k = (np.array([p[name] for _, p, _ in drawn]) for name in ("F", "k"))
+    exact = etdrk4(np.stack([u for *_, u in drawn]), F, k, [t_end])[:, 0]
+    ours = np.stack([job.march_one(i)[-1] for i, *_ in drawn]).astype(float)
+    over = (2, 3)
+    worst = {p["pattern"]: max(np.abs(ours[j].mean((1, 2)) / exact[j].mean((1, 2)) - 1).max(),
+                               np.abs(ours[j].std((1, 2)) / np.maximum(exact[j].std((1, 2)), 1e-6) - 1).max())
+             for j, (_, p, _) in enumerate(drawn)}
+    pooled = max(np.abs(ours.mean((0, *over)) / exact.mean((0, *over)) - 1).max(),
+                 np.abs(ours.std((0, *over)) / exact.std((0, *over)) - 1).max())
+    each = ", ".join(f"{name} {value:.1%}" for name, value in worst.items())
+    return Row(f"The Well's Gray-Scott, mean and deviation at t = {t_end:g}", f"{pooled:.2%} over all patterns",
+               "<= 2 %", pooled <= 0.02, None, f"each: {each}")
+
+
 def rows(options, only=()):
     """All rows whose group was asked for, one after the other."""
-    groups = {"writing": writing_row, "overlap": overlap_row, "reading": reading_row, "memory": memory_row}
+    groups = {"writing": writing_row, "overlap": overlap_row, "reading": reading_row, "memory": memory_row,
+              "diff-react": diff_react_row, "gray-scott": gray_scott_row, "end": end_row}
     for name, make in groups.items():
         if not only or name in only:
             yield make(options)
@@ -212,7 +374,7 @@ def main(args: list[str]) -> int:
     """Measure, print, write; 1 if a goal is missed."""
     parser = argparse.ArgumentParser(prog="fastdiff bench data", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("only", nargs="*", help="groups: writing, overlap, reading, memory (default: all)")
+    parser.add_argument("only", nargs="*", help="writing, overlap, reading, memory, diff-react, gray-scott, end")
     parser.add_argument("--threads", type=int, help="default: all cores we may use")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: shows that it runs, measures nothing")

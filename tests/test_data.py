@@ -436,7 +436,6 @@ def test_a_trajectory_that_is_not_finite_names_its_sample(tmp_path):
     (dict(layout="zip"), "unknown layout 'zip'; known: fastdiff, pdebench, "),
     (dict(diverged="maybe"), "unknown choice 'maybe' for diverged; known: refuse, redraw"),
     (dict(workers=2, cluster="tcp://a:1"), "give workers or a cluster, not both"),
-    (dict(recipe=replace(recipes.HEAT, method="rk4")), "has the method 'rk4', but no dt"),
     (dict(device="tpu"), "unknown device 'tpu'; known: cpu, cuda"),
     (dict(recipe=replace(recipes.HEAT, method="auto")), "a recipe names its method"),
     (dict(recipe=replace(recipes.HEAT, equation="Hat")), "unknown equation 'Hat' of recipe 'heat'; known: "),

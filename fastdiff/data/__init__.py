@@ -5,7 +5,7 @@
     stream = fd.data.Stream("heat", inputs=1, outputs=1)
 """
 
-from fastdiff.data import initial, recipes
+from fastdiff.data import initial, published, recipes
 from fastdiff.data.campaign import Plan, Report, generate, plan
 from fastdiff.data.check import Verification, repair, verify
 from fastdiff.data.convert import convert, to_xarray, to_zarr
@@ -32,4 +32,5 @@ def __getattr__(name):
 
 
 __all__ = ["Interrupted", "Plan", "Recipe", "Report", "Stream", "Verification", "contact_sheet", "convert", "generate",
-           "initial", "open", "plan", "recipes", "repair", "report", "source", "to_xarray", "to_zarr", "verify"]
+           "initial", "open", "plan", "published", "recipes", "repair", "report", "source", "to_xarray", "to_zarr",
+           "verify"]

@@ -70,10 +70,14 @@ class FourierSeries:
     modes: int = 5
     basis: str = "sine"
     amplitude: float = 1.0
+    zero_mean: bool = False  # without the constant, which "cosine" and "fourier" have
 
     def __call__(self, rng, grid) -> np.ndarray:
         waves = [_waves(x, self.modes, self.basis) for x in unit_coordinates(grid)]
-        return _series(rng.uniform(-1, 1, [w.shape[1] for w, _ in waves]), waves, self.amplitude)
+        coefficients = rng.uniform(-1, 1, [w.shape[1] for w, _ in waves])
+        if self.zero_mean:
+            coefficients[(0,) * grid.ndim] = 0.0
+        return _series(coefficients, waves, self.amplitude)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +285,10 @@ class SineWaves:
     def __call__(self, rng, grid) -> np.ndarray:
         if grid.ndim != 1:
             raise ValueError(f"SineWaves are for one axis, not {grid.ndim}")
-        (x,) = unit_coordinates(grid)
+        return self.at(rng, unit_coordinates(grid)[0])[None]
+
+    def at(self, rng, x) -> np.ndarray:
+        """The function at any places of the unit interval; normalised over these."""
         waves, amplitudes = rng.integers(1, self.modes, self.chosen, endpoint=True), rng.random(self.chosen)
         phases, chances, sign = rng.uniform(0, 2 * np.pi, self.chosen), rng.random(2), rng.choice([-1.0, 1.0])
         low, high = rng.uniform(0.1, 0.45), rng.uniform(0.55, 0.9)
@@ -290,7 +297,24 @@ class SineWaves:
             field = sign * np.abs(field)
         if chances[1] < self.window:
             field = field * 0.5 * (np.tanh((x - low) / self.edge) - np.tanh((x - high) / self.edge))
-        return _unit_range(field[None]) if self.normalized else field[None]
+        return _unit_range(field[None])[0] if self.normalized else field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Travelling:
+    """The exact solution of advection on a periodic line, u(x, t) = u0(x - speed t); for the method "exact".
+
+    `profile` has a method `at(rng, x)`; `speed` is the name of the parameter.
+    """
+
+    profile: Any = SineWaves()
+    speed: str = "velocity"
+
+    def __call__(self, rng, grid, parameters, times) -> np.ndarray:
+        if grid.ndim != 1 or not grid.periodic[0]:
+            raise ValueError("Travelling is for one periodic axis")
+        x = unit_coordinates(grid)[0] - parameters[self.speed] * np.asarray(times)[:, None] / grid.lengths[0]
+        return self.profile.at(rng, x % 1.0)[:, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,5 +399,5 @@ def batch(condition, grid, seed: int, indices, parameters=None) -> np.ndarray:
 
 
 __all__ = ["Blobs", "Clamped", "Components", "Constant", "DiffusedNoise", "Discontinuities", "FourierSeries",
-           "GaussianField", "GrayScottBlobs", "GrayScottFourier", "OneOf", "Seeds", "SineWaves", "WhiteNoise", "batch",
-           "start", "unit_coordinates"]
+           "GaussianField", "GrayScottBlobs", "GrayScottFourier", "OneOf", "Seeds", "SineWaves", "Travelling",
+           "WhiteNoise", "batch", "start", "unit_coordinates"]

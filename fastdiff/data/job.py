@@ -18,7 +18,7 @@ from fastdiff.data.recipes import Recipe
 from fastdiff.data.summary import moments
 from fastdiff.steppers.euler import steps_between
 
-ALONE = ("spectral", "etdrk4")  # transforms of many samples at once round otherwise than those of one
+TOGETHER = ("euler", "rk4", "rkl2")  # a sample's numbers do not depend on those beside it
 MOST_ATTEMPTS = 20
 
 
@@ -179,17 +179,26 @@ class Job:
     def _march(self, drawn, threads) -> Callable[[], np.ndarray]:
         """March samples; what is returned waits for their fields (count, frames, components, *grid)."""
         parameters = {name: [p[name] for p, _ in drawn] for name in drawn[0][0]}
-        u0 = np.stack([u for _, u in drawn])
-        if u0.shape[1:] != self.full_shape[2:]:
+        u0, exact = np.stack([u for _, u in drawn]), self.recipe.method == "exact"
+        expected = self.full_shape[1:] if exact else self.full_shape[2:]
+        if u0.shape[1:] != expected:
             raise ValueError(f"the initial condition of recipe {self.recipe.name!r} has shape {u0.shape[1:]}, "
-                             f"expected {self.full_shape[2:]} (components, *grid)")
+                             f"expected {expected} ({'frames, ' if exact else ''}components, *grid)")
+        if exact:
+            return lambda: u0
         if self.device == "cuda":
             return self._on_gpu(parameters, u0)
-        if self.recipe.method in ALONE and len(u0) > 1:
+        if len(u0) > 1 and not self._together:
             fields = np.concatenate(_each(lambda i: self._march([drawn[i]], 1)(), len(u0), threads))
         else:
             fields = self._run(parameters, u0, threads=threads)
         return lambda: fields
+
+    @property
+    def _together(self) -> bool:
+        """Whether samples may be solved as a batch: not if what they are solved with could depend on the others."""
+        varied = any(callable(value) for value in self.recipe.parameters.values())
+        return self.recipe.method in TOGETHER and not (self.recipe.method == "rkl2" and varied)
 
     def _run(self, parameters, u0, **how):
         arrays = {name: np.array(v) for name, v in parameters.items() if name not in self.recipe.labels}

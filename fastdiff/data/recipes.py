@@ -20,7 +20,8 @@ from fastdiff import equations
 from fastdiff.boundary import CONDITIONS, Condition, Dirichlet, Neumann
 from fastdiff.data.initial import FourierSeries, GaussianField, OneOf, Seeds, start
 from fastdiff.grid import Grid
-from fastdiff.steppers.euler import SAFETY, Euler
+from fastdiff.steppers import METHODS
+from fastdiff.steppers._base import LIMIT, SAFETY
 
 EQUATIONS = tuple(name for name in equations.__all__ if name != "Equation")
 
@@ -77,12 +78,15 @@ class Recipe:
     equation    name of an equation of fastdiff ("GrayScott"), or a callable that takes the parameters by name
     parameters  name → number, or distribution: called with a random generator, it returns a value, or several by
                 name; its `corners()`, all extreme values, tell which time step is stable for every sample
+    fixed       what else the equation is given, as it is, such as a formula: the same for all samples
     labels      parameters that describe a sample and are stored with it, but are not given to the equation
     initial     `initial(rng, grid)` → (components, *grid); see fastdiff.data.initial
     boundary    as in `fd.solve`; a single condition is for every side of every axis that is not periodic
     t_end       frames lie evenly in [0, t_end], the first one at 0
-    dt          largest time step; with "euler" it is made smaller where it would be unstable for any sample that
-                can be drawn: the step must not depend on which samples are solved together
+    method      of `fd.solve`, never "auto"; or "exact": `initial` is the solution, called with the parameters and the
+                times as well, and gives (frames, components, *grid)
+    dt          largest time step; with "euler" and "rk4" it is made smaller where it would be unstable for any sample
+                that can be drawn: the step must not depend on which samples are solved together
     conserved   components whose integral over the domain stays, which `verify` checks
     """
 
@@ -94,6 +98,7 @@ class Recipe:
     shape: tuple[int, ...]
     t_end: float
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     extent: Any = 1.0
     periodic: bool = False
@@ -110,13 +115,19 @@ class Recipe:
         return Grid(self.shape if shape is None else shape, self.extent, self.periodic, self.centering)
 
     def draw(self, grid: Grid, seed: int, index: int, attempt: int = 0) -> tuple[dict[str, Any], np.ndarray]:
-        """Parameters and initial state (components, *grid) of one sample; another attempt draws other ones."""
+        """Parameters and initial state (components, *grid) of one sample; another attempt draws other ones.
+
+        With the method "exact", all states (frames, components, *grid).
+        """
         rng = _generator(seed, index, attempt)
         parameters = self._parameters(rng)
         if attempt:  # what a sample is filed under stays
             first = self._parameters(_generator(seed, index, 0))
             parameters |= {key: first[key] for name, value in self.parameters.items() if isinstance(value, Table)
                            for key in value.columns}
+        if self.method == "exact":
+            times = np.linspace(0.0, self.t_end, self.frames)
+            return parameters, np.asarray(self.initial(rng, grid, parameters, times), self.dtype)
         return parameters, np.asarray(start(self.initial, rng, grid, parameters), self.dtype)
 
     def parameters_of(self, seed: int, index: int) -> dict[str, Any]:
@@ -131,14 +142,18 @@ class Recipe:
 
     def time_step(self, grid: Grid) -> float | None:
         """The largest time step of every run of this recipe on a grid; None where the method takes no steps."""
-        if self.method == "spectral":
+        if self.method in ("spectral", "exact"):
             return None
-        if self.method != "euler":
+        if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method!r} of recipe {self.name!r}; known: "
+                             f"{', '.join(METHODS)}, spectral, exact")
+        method = METHODS[self.method]
+        if method.control != LIMIT:
             if self.dt is None:
                 raise ValueError(f"recipe {self.name!r} has the method {self.method!r}, but no dt: name one, so that "
                                  f"the step does not depend on which samples are solved together")
             return self.dt
-        runs = [Euler(self.build(p), grid, self.sides(grid), 1, self.dtype) for p in self._corners()]
+        runs = [method.run(method, self.build(p), grid, self.sides(grid), 1, self.dtype) for p in self._corners()]
         if self.dt is None:
             return min(run.default_dt for run in runs)
         return min(self.dt, *(SAFETY * run.limit for run in runs))
@@ -154,7 +169,7 @@ class Recipe:
             if make not in EQUATIONS:
                 raise ValueError(f"unknown equation {make!r} of recipe {self.name!r}; known: {', '.join(EQUATIONS)}")
             make = getattr(equations, make)
-        return make(**{name: value for name, value in parameters.items() if name not in self.labels})
+        return make(**self.fixed, **{name: value for name, value in parameters.items() if name not in self.labels})
 
     def sides(self, grid: Grid) -> Any:
         """The boundary conditions as `fd.solve` takes them."""

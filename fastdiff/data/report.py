@@ -90,6 +90,8 @@ def _relative(difference, u):
 
 def _coarser(job):
     """The same on every other point, where these are a grid of the same kind; else None."""
+    if job.recipe.method == "exact":
+        return None
     kinds = [n % 2 == (0 if wraps else 1) and n > 4 for n, wraps in zip(job.grid.shape, job.grid.periodic)]
     if not all(kinds) or (job.grid.centering == "cells" and not all(job.grid.periodic)):
         return None

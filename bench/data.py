@@ -54,6 +54,10 @@ def ready(options, samples, side=128, frames=101):
     return Ready(recipe, max(4, int(samples * options.scale)), 0, "cpu", (side, side))
 
 
+def _h5(path) -> Any:
+    return h5py.File(path, "r")
+
+
 def _campaign(job, path, threads, block=2):
     from fastdiff.data.layouts.own import Own
     from fastdiff.data.making import here
@@ -149,14 +153,14 @@ def reading_row(options):
             return sum(len(batch["inputs"]) for batch in loader)
 
         def raw():
-            with h5py.File(path, "r") as file:
+            with _h5(path) as file:
                 fields = file["fields"]
                 for index in order:
                     sample, frame = divmod(index, 100)
                     torch.from_numpy(fields[sample, frame : frame + 2])
 
         item = data[order[0]]
-        with h5py.File(path, "r") as file:
+        with _h5(path) as file:
             sample, frame = divmod(order[0], 100)
             if not (item["outputs"].numpy() == file["fields"][sample, frame + 1]).all() or through() != windows:
                 raise AssertionError("the windows are not those of the file")

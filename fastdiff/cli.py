@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -42,8 +42,8 @@ def generate(
     from fastdiff import data as fdata
 
     path = out_ if out_ is not None else Path(Path(recipe).stem + ("" if layout == "the_well" else ".h5"))
-    what = dict(samples=samples, shape=read_shape(shape), seed=seed, frames=frames, workers=workers, threads=threads,
-                cluster=cluster, device=device, layout=layout, diverged=diverged)
+    what: dict[str, Any] = dict(samples=samples, shape=read_shape(shape), seed=seed, frames=frames, workers=workers,
+                                threads=threads, cluster=cluster, device=device, layout=layout, diverged=diverged)
     if dry_run:
         return out.print(escape(str(fdata.plan(recipe, path, **what))))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system stops us as Ctrl-C does

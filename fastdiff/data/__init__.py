@@ -5,6 +5,8 @@
     stream = fd.data.Stream("heat", inputs=1, outputs=1)
 """
 
+from typing import TYPE_CHECKING
+
 from fastdiff.data import initial, published, recipes
 from fastdiff.data.campaign import Plan, Report, generate, plan
 from fastdiff.data.check import Verification, repair, verify
@@ -14,6 +16,9 @@ from fastdiff.data.recipes import Recipe
 from fastdiff.data.report import report
 from fastdiff.data.sheet import contact_sheet
 from fastdiff.data.store import Interrupted
+
+if TYPE_CHECKING:
+    from fastdiff.data.stream import Stream
 
 
 def open(path, inputs=None, outputs=1, stride=1, *, split=None, normalize=None, samples=None):

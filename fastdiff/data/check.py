@@ -61,8 +61,9 @@ def verify(path, *, solve: int = 1, recipe: Recipe | None = None) -> Verificatio
             notes.append(why)
         solved = _solved_again(there, job, solve, damaged) if job else []
         problems += [text for text in solved if text]
-        for i in np.flatnonzero(there.attempts if there.attempts is not None else []):
-            notes.append(f"sample {i} diverged and was drawn again {there.attempts[i]} times")
+        attempts = there.attempts if there.attempts is not None else np.zeros(0, int)
+        for i in np.flatnonzero(attempts):
+            notes.append(f"sample {i} diverged and was drawn again {attempts[i]} times")
         return Verification(path, there.shape[0], _some(problems), tuple(damaged), _some(notes), len(solved))
 
 
@@ -80,7 +81,7 @@ def repair(path, *, recipe: Recipe | None = None) -> tuple[int, ...]:
             raise ValueError(f"{path} cannot be repaired: {why}")
         for i in found.damaged:
             fields = _again(there, job, i)
-            if files.checksum(fields) != there.checksums[i]:
+            if there.checksums is None or files.checksum(fields) != there.checksums[i]:
                 raise ValueError(f"sample {i} of {path}, made again, is not what was stored: another fastdiff or "
                                  f"another processor made it; generate the data set again")
             _write_back(there, i, fields)

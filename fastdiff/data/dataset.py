@@ -71,7 +71,7 @@ class Trajectories(Dataset):
 
     def denormalize(self, u):
         """Fields (…, components, *grid) as they were before `normalize`."""
-        return u if self._scale is None else u * self._scale.to(u) + self._offset.to(u)
+        return u if self._scale is None or self._offset is None else u * self._scale.to(u) + self._offset.to(u)
 
     def _span_of(self, inputs, outputs, stride):
         if min(inputs, outputs, stride) < 1:

@@ -292,7 +292,9 @@ class SineWaves:
         waves, amplitudes = rng.integers(1, self.modes, self.chosen, endpoint=True), rng.random(self.chosen)
         phases, chances, sign = rng.uniform(0, 2 * np.pi, self.chosen), rng.random(2), rng.choice([-1.0, 1.0])
         low, high = rng.uniform(0.1, 0.45), rng.uniform(0.55, 0.9)
-        field = sum(a * np.sin(2 * np.pi * n * x + p) for n, a, p in zip(waves, amplitudes, phases))
+        field = np.zeros(np.shape(x))
+        for n, a, p in zip(waves, amplitudes, phases):
+            field += a * np.sin(2 * np.pi * n * x + p)
         if chances[0] < self.absolute:
             field = sign * np.abs(field)
         if chances[1] < self.window:

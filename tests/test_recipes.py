@@ -9,6 +9,7 @@ import pytest
 import fastdiff as fd
 from fastdiff.data import campaign, initial, recipes
 from fastdiff.data.layouts import source
+from fastdiff.data.published import choice
 
 SMALLER: dict[str, Any] = {"pdebench-diff-react": (24, 24), "well-gray-scott": (32, 32), "pdebench-diff-sorp": (64,),
                            "pdebench-reacdiff": (64,), "pdebench-advection": (64,), "apebench-diffusion": (64,)}
@@ -79,7 +80,7 @@ def test_diff_sorp_against_scipy():
 
 def test_reacdiff_becomes_one_and_not_the_mean():
     """The original's data tend to the mean (PDEBench issue 94): here the logistic growth is there."""
-    made = job("pdebench-reacdiff", (128,), parameters={"D": 2.0, "r": 10.0}, dtype="float64")
+    made = job("pdebench-reacdiff", (128,), parameters={"D": 2.0, "r": 10.0}, labels=(), dtype="float64")
     u = made.march_one(0)[:, 0]
     mean, t = u[20].mean(), made.times[20:] - made.times[20]
     assert np.ptp(u[20]) < 1e-6  # diffusion has done its work
@@ -88,7 +89,7 @@ def test_reacdiff_becomes_one_and_not_the_mean():
 
 
 def test_advection_comes_back():
-    made = job("pdebench-advection", parameters={"velocity": 1.0}, dtype="float64")
+    made = job("pdebench-advection", parameters={"velocity": 1.0}, labels=(), dtype="float64")
     u = made.march_one(3)[:, 0]
     assert np.allclose(u[100], u[0], atol=1e-9) and np.allclose(u[200], u[0], atol=1e-9)
     assert np.allclose(u[50], np.roll(u[0], 32), atol=1e-9) and np.abs(u[25] - u[0]).max() > 0.1
@@ -120,10 +121,10 @@ def test_a_published_set_in_its_own_layout(tmp_path):
                               progress=False)
     with source(report.path) as there:
         assert there.layout == "pdebench-tensor" and there.shape == (4, 201, 1, 64)
-    one = replace(recipes.get("pdebench-advection"), parameters={"velocity": 0.4})
+    one = replace(recipes.get("pdebench-advection"), parameters={"v": choice("beta", "velocity", 0.4)})
     fd.data.generate(one, tmp_path / "b.hdf5", samples=4, shape=(64,), layout="pdebench", progress=False)
     with source(tmp_path / "b.hdf5") as there:
-        assert there.attributes["velocity"] == 0.4
+        assert there.attributes["beta"] == there.attributes["velocity"] == 0.4
 
 
 def test_an_exact_recipe_of_the_wrong_shape_is_told():
@@ -148,3 +149,27 @@ def test_a_method_whose_numbers_could_depend_on_the_batch_solves_one_by_one(tmp_
     for name, how in {"a": dict(block=4), "b": dict(block=1)}.items():
         fd.data.generate(recipe, tmp_path / name, samples=4, shape=(24, 20), frames=3, progress=False, **how)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_rows_of_the_bench(tmp_path, capsys):
+    """They run, and write what they found; the long ones (The Well's) are left to `fastdiff bench data`."""
+    import json
+
+    import fastdiff.bench
+
+    fastdiff.bench.main(["data", "writing", "overlap", "reading", "--tiny", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "data.json").read_text())["rows"]
+    assert len(found) == 3 and all(row["ratio"] > 0 for row in found)
+    assert "windows/s" in capsys.readouterr().out and "# Training data" in (tmp_path / "data.md").read_text()
+
+
+def test_the_bench_s_own_etdrk4_agrees_with_the_method():
+    """Two implementations of one scheme: for t = 20 of two patterns, the same to rounding."""
+    from fastdiff.bench.data import etdrk4
+
+    made = job("well-gray-scott", (32, 32), dtype="float64", dt=1.0)
+    made = replace(made, recipe=replace(made.recipe, t_end=20.0, frames=3))
+    for i in (0, 1):
+        parameters, u0 = made.recipe.draw(made.grid, 0, i)
+        exact = etdrk4(u0[None], parameters["F"], parameters["k"], [10.0, 20.0])[0]
+        assert relative(made.march_one(i)[1:], exact) < 1e-8

@@ -87,15 +87,23 @@ class Job:
     @cached_property
     def about(self) -> About:
         """The data set before its first number; draws the parameters of all samples."""
-        drawn = [self.recipe.parameters_of(self.seed, i) for i in range(self.samples)]
         recipe, grid = self.recipe, self.grid
         return About(
             name=recipe.name.replace("-", "_"), shape=self.full_shape, dtype=recipe.dtype, names=recipe.fields,
             axes={"t": self.times, **{name: grid.points(k) for k, name in enumerate(grid.names)}},
-            parameters={name: _column([p[name] for p in drawn]) for name in drawn[0]}, labels=recipe.labels,
+            parameters=self._parameters(), labels=recipe.labels,
             periodic=grid.periodic, walls={name: "wall" if self._closed(name) else "open" for name in grid.names},
             attributes=self.attributes(), manifest=self.manifest(),
         )
+
+    def _parameters(self) -> dict[str, np.ndarray]:
+        """Parameters of all samples, a few thousand at a time: dictionaries of all would fill the memory."""
+        parts = []
+        for first in range(0, self.samples, 4096):
+            count = min(4096, self.samples - first)
+            drawn = [self.recipe.parameters_of(self.seed, first + i) for i in range(count)]
+            parts.append({name: _column([p[name] for p in drawn]) for name in drawn[0]})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _closed(self, axis) -> bool:
         """Whether a wall lets nothing through or holds a value: what The Well calls a wall."""

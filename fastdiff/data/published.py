@@ -8,6 +8,9 @@ Sources: Takamoto et al., PDEBench, NeurIPS 2022 (arXiv:2210.07182), and its rep
 (arXiv:2411.00180).
 """
 
+from math import pi
+
+from fastdiff import equations
 from fastdiff.boundary import Dirichlet, Neumann, Robin
 from fastdiff.data.initial import (
     Blobs,
@@ -27,9 +30,9 @@ from fastdiff.data.initial import (
 from fastdiff.data.recipes import LogUniform, Recipe, Table, Uniform, register
 
 
-def choice(name: str, *values: float) -> Table:
-    """One of some numbers, each as likely as the others."""
-    return Table((name,), tuple((float(v),) for v in values))
+def choice(label: str, name: str, *values: float, scale: float = 1.0) -> Table:
+    """One of some numbers, with equal chances: as published, under its label, and as the equation takes it."""
+    return Table((label, name), tuple((float(v), float(v) * scale) for v in values))
 
 
 # -- PDEBench ---------------------------------------------------------------------------------------------------------
@@ -90,7 +93,8 @@ PDEBENCH_REACDIFF = register(Recipe(
     name="pdebench-reacdiff",
     summary="PDEBench ReacDiff: Fisher–KPP on a periodic line, from waves in [0, 1]",
     equation="FisherKPP",
-    parameters={"D": choice("D", 0.5, 1.0, 2.0, 5.0), "r": choice("r", 1.0, 2.0, 5.0, 10.0)},
+    parameters={"D": choice("Nu", "D", 0.5, 1.0, 2.0, 5.0), "r": choice("Rho", "r", 1.0, 2.0, 5.0, 10.0)},
+    labels=("Nu", "Rho"),
     initial=SineWaves(modes=4, normalized=True),
     fields=("u",),
     shape=(1024,),
@@ -105,7 +109,7 @@ PDEBENCH_REACDIFF = register(Recipe(
 
 As published: ν in {0.5, 1, 2, 5}, ρ in {1, 2, 5, 10}, [0, 1] periodic, 101 frames to t = 1, two waves of the lowest
 four, normalised to [0, 1]. For one file of PDEBench give one ν and one ρ: `recipes.get("pdebench-reacdiff",
-parameters={"D": 0.5, "r": 1.0})`.
+parameters={"D": choice("Nu", "D", 0.5), "r": choice("Rho", "r", 1.0)})`.
 Deviations: ETDRK4, spectral in space, instead of second-order differences split from an exact logistic step; all
 random numbers are independent (see initial.SineWaves), and differ between parameters.
 Known errors of the original: in float32 its reaction factor exp(-ρ dt) with the diffusive step loses the reaction: 0 to
@@ -117,7 +121,8 @@ PDEBENCH_ADVECTION = register(Recipe(
     name="pdebench-advection",
     summary="PDEBench 1D_Advection: waves carried along a periodic line, exactly",
     equation="AdvectionDiffusion",
-    parameters={"velocity": choice("velocity", 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 4.0, 7.0)},
+    parameters={"velocity": choice("beta", "velocity", 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 4.0, 7.0)},
+    labels=("beta",),
     initial=Travelling(profile=SineWaves(modes=8)),
     fields=("u",),
     shape=(1024,),
@@ -134,6 +139,34 @@ lowest eight. For one file of PDEBench give one β.
 Deviations: the exact solution instead of second-order upwind differences; random numbers as in initial.SineWaves.
 Known errors of the original: the speed was off by a factor of two (its issue 46); the same initial fields serve all β.
 """
+
+if hasattr(equations, "Burgers"):
+    PDEBENCH_BURGERS = register(Recipe(
+        name="pdebench-burgers",
+        summary="PDEBench 1D_Burgers: waves that steepen on a periodic line",
+        equation="Burgers",
+        parameters={"nu": choice("Nu", "nu", 1e-3, 2e-3, 4e-3, 0.01, 0.02, 0.04, 0.1, 0.2, 0.4, 1.0, 2.0, 4.0,
+                                 scale=1 / pi)},
+        fixed={"speed": 2.0},
+        labels=("Nu",),
+        initial=SineWaves(modes=8),
+        fields=("u",),
+        shape=(1024,),
+        periodic=True,
+        centering="cells",
+        t_end=2.0,
+        frames=201,
+        conserved=("u",),
+    ))
+    """PDEBench's 1-D Burgers, u_t + (u²/2)_x = (ν/π) u_xx; nu is ν/π.
+
+    As published: ν from 0.001 to 4, [0, 1] periodic, 1024 cells, 201 frames to t = 2, two waves of the lowest eight.
+    For one file of PDEBench give one ν: the step is that of the largest ν that can be drawn.
+    Deviations: second-order energy-preserving fluxes and forward Euler instead of upwind differences with CFL 0.25;
+    random numbers as in initial.SineWaves. Shocks of ν < 0.003 are not resolved by 1024 cells, there or here.
+    Known errors of the original: domain and speed were wrong before October 2023 (its issue 51); the same initial
+    fields serve all ν.
+    """
 
 # -- The Well ---------------------------------------------------------------------------------------------------------
 
@@ -275,6 +308,33 @@ SIR = register(Recipe(
     centering="cells",
     t_end=40.0,
 ))
+
+if hasattr(equations, "CahnHilliard"):
+    CAHN_HILLIARD = register(Recipe(
+        name="cahn-hilliard",
+        summary="Cahn–Hilliard separation from noise, periodic, 2-D",
+        equation="CahnHilliard",
+        initial=Clamped(DiffusedNoise(length=0.01), -0.1, 0.1),
+        fields=("u",),
+        shape=(128, 128),
+        extent=128.0,
+        periodic=True,
+        t_end=200.0,
+        conserved=("u",),
+    ))
+
+if hasattr(equations, "SwiftHohenberg"):
+    SWIFT_HOHENBERG = register(Recipe(
+        name="swift-hohenberg",
+        summary="Swift–Hohenberg stripes and spots from noise, periodic, 2-D",
+        equation="SwiftHohenberg",
+        initial=Clamped(DiffusedNoise(length=0.01), -0.1, 0.1),
+        fields=("u",),
+        shape=(128, 128),
+        extent=100.0,
+        periodic=True,
+        t_end=50.0,
+    ))
 
 __all__ = ["ALLEN_CAHN", "APEBENCH_DIFFUSION", "BRUSSELATOR", "FISHER", "FITZHUGH_NAGUMO", "PDEBENCH_ADVECTION",
            "PDEBENCH_DIFF_REACT", "PDEBENCH_DIFF_SORP", "PDEBENCH_REACDIFF", "SCHNAKENBERG", "SIR", "WELL_GRAY_SCOTT",

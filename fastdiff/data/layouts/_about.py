@@ -40,6 +40,17 @@ class Place(NamedTuple):
             sample[:, self.part] = read(np.empty((len(sample), *sample.shape[2:]), sample.dtype))
 
 
+@dataclass(frozen=True)
+class Evenly:
+    """Samples one after the other in one file: like a list of their places, however many there are."""
+
+    start: int
+    size: int
+
+    def __getitem__(self, i) -> list[Place]:
+        return [Place("", self.start + int(i) * self.size, WHOLE)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class About:
     """A data set before its first number: everything that its files say, and their sizes.
@@ -121,8 +132,8 @@ class Layout(ABC):
         """Make all files, with room for all numbers."""
 
     @abstractmethod
-    def places(self, root: Path) -> "list[list[Place]]":
-        """Where the parts of each sample lie, once the files are made."""
+    def places(self, root: Path) -> "list[list[Place]] | Evenly":
+        """Where the parts of sample i lie, at [i], once the files are made."""
 
     @abstractmethod
     def finish(self, root: Path, records: np.ndarray, statistics: dict[str, np.ndarray]) -> None:
@@ -162,4 +173,5 @@ def tables(prefix: str, records: np.ndarray, statistics: dict[str, np.ndarray]) 
             {**columns, **{f"statistics/{k}": v for k, v in statistics.items()}}.items()}
 
 
-__all__ = ["CHANNELS_LAST", "SPLITS", "WHOLE", "About", "Layout", "Place", "fill", "make_tables", "tables"]
+__all__ = ["CHANNELS_LAST", "SPLITS", "WHOLE", "About", "Evenly", "Layout", "Place", "fill", "make_tables",
+           "tables"]

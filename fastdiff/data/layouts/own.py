@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from fastdiff.data import files
-from fastdiff.data.layouts._about import WHOLE, Layout, Place, fill, make_tables, tables
+from fastdiff.data.layouts._about import WHOLE, Evenly, Layout, fill, make_tables, tables
 from fastdiff.data.layouts._source import Source, columns
 
 MARK = "fastdiff 1"
@@ -44,8 +44,7 @@ class Own(Layout):
 
     def places(self, root):
         with files.open_h5(root) as file:
-            start = file["fields"].id.get_offset()
-        return [[Place("", start + i * self.about.sample_bytes, WHOLE)] for i in range(self.about.samples)]
+            return Evenly(file["fields"].id.get_offset(), self.about.sample_bytes)
 
     def finish(self, root, records, statistics):
         fill(root, tables("", records, statistics))

@@ -26,7 +26,7 @@ import h5py
 import numpy as np
 
 from fastdiff.data import files
-from fastdiff.data.layouts._about import CHANNELS_LAST, WHOLE, Layout, Place, fill, make_tables, tables
+from fastdiff.data.layouts._about import CHANNELS_LAST, Evenly, Layout, Place, fill, make_tables, tables
 from fastdiff.data.layouts._source import Source, columns
 
 EXTRA = "fastdiff"
@@ -49,7 +49,7 @@ class Tensor(Layout):
             for name, values in about.axes.items():
                 file[f"{name}-coordinate"] = (_one_more(values) if name == "t" else values).astype("f4")
             for name, values in about.parameters.items():
-                if name not in about.labels and (values == values[0]).all():
+                if values.ndim == 1 and values.dtype.kind in "iuf" and (values == values[0]).all():
                     file.attrs[name] = values[0]
             _about(file, about)
             _ours(file.create_group(EXTRA), about)
@@ -57,8 +57,7 @@ class Tensor(Layout):
 
     def places(self, root):
         with files.open_h5(root) as file:
-            start = file["tensor"].id.get_offset()
-        return [[Place("", start + i * self.about.sample_bytes, WHOLE)] for i in range(self.about.samples)]
+            return Evenly(file["tensor"].id.get_offset(), self.about.sample_bytes)
 
     def finish(self, root, records, statistics):
         fill(root, tables(f"{EXTRA}/", records, statistics))

@@ -147,7 +147,7 @@ def _plain_class(name, count, body, doc):
     flats = ", ".join(f"Star({', '.join([f'{s}.c'] * 7)})" for s in stars)
     whole = "new" if count == 1 else ", ".join(f"new[{c}] - old[{c}]" for c in range(count))
     method = "cell" if name == "Slope" else "change"
-    scope: dict[str, Any] = {"change": change, "Star": Star}
+    scope: dict[str, Any] = {"of_rule": change, "Star": Star}  # the method itself may be called change
     body = body.format(flat=flats if count == 1 else f"({flats})", less="new - old" if count == 1 else whole)
     exec(f"def {method}(p, u, at):\n    " + body, scope)
     return type(f"{name}{count}", (namedtuple(f"{name}{count}", ["rule"]),),
@@ -156,9 +156,9 @@ def _plain_class(name, count, body, doc):
 
 
 _BODIES = {
-    "Slope": ("return change(p.rule, u, at)", "dt u_t of a rule in place of the new value."),
-    "Local": ("return change(p.rule, {flat}, at)", "What a rule does to a field without gradients: its reaction."),
-    "Transport": ("new, old = change(p.rule, u, at), change(p.rule, {flat}, at)\n    return {less}",
+    "Slope": ("return of_rule(p.rule, u, at)", "dt u_t of a rule in place of the new value."),
+    "Local": ("return of_rule(p.rule, {flat}, at)", "What a rule does to a field without gradients: its reaction."),
+    "Transport": ("new, old = of_rule(p.rule, u, at), of_rule(p.rule, {flat}, at)\n    return {less}",
                   "A rule without its reaction."),
 }
 _PLAIN = {(name, count): _plain_class(name, count, body, doc) for name, (body, doc) in _BODIES.items()

@@ -513,7 +513,11 @@ def load_row(C, src, s, scs, first, last, n2, dst, d, dcs):
 
 @inner
 def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, levels, step):
-    """March columns k0:k1 (all of axes 0 and 1) `levels` steps, in two buffers in cache."""
+    """March columns k0:k1 (all of axes 0 and 1) `levels` steps, in cache.
+
+    In two buffers in turns; in 2-D in one, where a level lies three rows below or above the one before: a pair of new
+    rows takes the place of two that are no longer needed, so that half as much goes through the cache.
+    """
     keep_apart()
     wide_vectors()
     p, e, src, dst, buf = borrow(params), borrow(edges), borrow(source), borrow(target), borrow(memory)
@@ -528,7 +532,9 @@ def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, level
     at_low, at_high = kind2 == BOUNDED and first == 0, kind2 == BOUNDED and last == n2
     pitch = (last - first + 1 + LANES) // LANES * LANES + LANES
     plane = (n1 + 2 * g1) * pitch
-    stride = (n0 + 2 * g0) * plane  # from component to component
+    slides = kind0 != ABSENT and kind1 == ABSENT
+    stride = (n0 + 2 * g0 + 3 * np.int64(slides)) * plane  # from component to component
+    shift = 3 * plane if slides else C * stride  # from level to level and back
     ends, start = buf, (8 * C + LANES - 1) // LANES * LANES  # the ends' numbers stand first
     left, right = np.int64(LANES), LANES + last - first
     hi = (right + LANES - 1) // LANES * LANES  # whole vectors; a ghost beyond is written after its row
@@ -541,13 +547,15 @@ def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, level
     lonely = kind0 == ABSENT and kind1 == ABSENT and vary != BY_ROW and C <= 2
     for level in range(levels + 1):
         now = step + level
-        new, old = start + (level & 1) * C * stride, start + (1 - (level & 1)) * C * stride
+        new, old = start + (level & 1) * shift, start + (1 - (level & 1)) * shift
         if level == 1 and lonely:
             march_line(q, e, b, C, buf, new, old, stride, left, hi, right, levels, step, origin, at_low, at_high, wrap,
                        vary, n2)
             break
         if level > 0:
-            for z in range(calls):
+            if slides:
+                slide(q, C, buf, new + plane, old + plane, stride, plane, n0, left, hi, now - 1, origin)
+            for z in range(0 if slides else calls):
                 at = (z + g0) * plane + g1 * pitch
                 o = old + at
                 update_rows(q, buf, np.uint64(new + at), np.uint64(stride), np.uint64(along), buf, np.uint64(o),
@@ -577,11 +585,34 @@ def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, level
                     ghost_ends(e, b, ends, none, C, buf, at, stride, left, right, at_low, at_high, now, z, y, n1, n2)
         if g0 or g1:
             ghosts_resident(e, b, C, buf, new, stride, plane, pitch, left, right, now, n0, n1, n2, g0, g1, origin)
-    final = start + (levels & 1) * C * stride
+    final = start + (levels & 1) * shift
     for z in range(n0):
         for y in range(n1):
             copy_row(C, buf, final + (z + g0) * plane + (y + g1) * pitch + k0 - origin, stride, dst,
                      ((b * C * n0 + z) * n1 + y) * n2 + k0, n0 * n1 * n2, k1 - k0)
+
+
+@inner
+def slide(q, C, buf, new, old, stride, plane, n0, lo, hi, step, origin):
+    """One level of all rows, from those at `old` to those at `new`, three rows away; rows go in pairs.
+
+    Towards the rows' first or last, so that none is overwritten before it has been read.
+    """
+    keep_apart()
+    wide_vectors()
+    back, none = new > old, n0 - n0
+    for turn in range(n0 // 2):
+        i = n0 - 2 - 2 * turn if back else 2 * turn
+        o, d = old + i * plane, new + i * plane
+        update_pair(q, buf, np.uint64(d), np.uint64(d + plane), np.uint64(stride), buf, np.uint64(o - plane),
+                    np.uint64(o), np.uint64(o + plane), np.uint64(o + 2 * plane), np.uint64(stride), np.uint64(lo),
+                    np.uint64(hi), step, i, i + 1, np.uint64(origin))
+    if n0 & 1:
+        i = none if back else n0 - 1
+        o, d = old + i * plane, new + i * plane
+        update_rows(q, buf, np.uint64(d), np.uint64(stride), np.uint64(plane), buf, np.uint64(o), np.uint64(o - plane),
+                    np.uint64(o + plane), np.uint64(o), np.uint64(o), np.uint64(stride), np.uint64(plane), none + 1,
+                    np.uint64(lo), np.uint64(hi), step, i, none, none, none, np.uint64(origin))
 
 
 @inner

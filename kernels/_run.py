@@ -26,7 +26,8 @@ def plan_for(shape, kinds, itemsize: int, threads: int, steps: int) -> Plan:
     B, C, n0, n1, n2 = shape
     if n0 == n1 == 1:
         return _plan_line(B, C, n2, kinds, itemsize, threads, steps)
-    resident = 2 * C * (n0 + 2) * (n1 + 2) * (n2 + 2 * LANES) * itemsize
+    flat = n1 == 1 and kinds[1] == ABSENT  # then one copy serves, else there are two
+    resident = C * (n0 + 5 if flat else 2 * (n0 + 2) * (n1 + 2)) * (n2 + 2 * LANES) * itemsize
     if resident <= RESIDENT_BYTES and (B >= threads or resident <= SMALL_BYTES):
         return Plan("resident", (1, 1, 1), max(steps, 1))
     return _plan_stream(shape, kinds, itemsize, threads)
@@ -41,7 +42,7 @@ def _cache(level: int, otherwise: int) -> int:
 
 
 FIRST, SECOND, THIRD = _cache(1, 32 << 10), _cache(2, 512 << 10), _cache(3, 8 << 20)
-RESIDENT_BYTES = 1 << 19  # both copies of a sample in a core's second-level cache
+RESIDENT_BYTES = SECOND // 2  # what a sample takes of a core's second-level cache
 SMALL_BYTES = 1 << 16  # below this, sharing one sample between threads does not pay
 LINE_BYTES = FIRST * 5 // 12  # one copy of a block of a long line, of two
 ROW = 1024  # numbers in a row of a 2-D tile, all components together
@@ -150,7 +151,8 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
     kinds = tuple(edges.ints[:3].tolist())
     threads = default_threads() if threads is None else threads
     plan = _fit(plan or plan_for(shape, kinds, u.itemsize, threads, steps), shape)
-    rule = lowered(rule, kinds, shape[2:], plan.depth + 1, edges.clock)
+    halo = 1 if plan.schedule == "resident" and plan.tiles[2] == 1 else plan.depth + 1
+    rule = lowered(rule, kinds, shape[2:], halo, edges.clock)
     sweeps = -(-steps // plan.depth)
     here, final = u.reshape(-1), out.reshape(-1)
     spare = final if sweeps == 1 else (np.empty_like(here) if work is None else work.reshape(-1))

@@ -5,13 +5,31 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from fastdiff.boundary import Dirichlet, Flux, Neumann, Robin
-from fastdiff.equations import AdvectionDiffusion, GrayScott, Heat
+from fastdiff.equations import (
+    SIR,
+    AdvectionDiffusion,
+    AllenCahn,
+    Brusselator,
+    Burgers,
+    CahnHilliard,
+    DiffusionSorption,
+    FisherKPP,
+    FitzHughNagumo,
+    GrayScott,
+    Heat,
+    PorousMedium,
+    ReactionDiffusion,
+    Schnakenberg,
+    SwiftHohenberg,
+)
 from fastdiff.grid import Grid
 from fastdiff.kernels._threads import set_threads
 from fastdiff.solution import Solution
 from fastdiff.solve import Diverged, solve
 from fastdiff.stepper import Stepper, repeat, rollout
 from fastdiff.steppers.euler import Unstable
+from fastdiff.walks import Cloud, Estimate, monte_carlo
+from fastdiff.watch import SteadyState, WallClock
 
 if TYPE_CHECKING:
     from fastdiff import bench, data, nn
@@ -30,6 +48,8 @@ def __getattr__(name):
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
 
 
-__all__ = ["AdvectionDiffusion", "Dirichlet", "Diverged", "Flux", "GrayScott", "Grid", "Heat", "Neumann", "Robin", "Solution",
-           "Stepper",
-           "Unstable", "bench", "data", "nn", "repeat", "rollout", "set_threads", "solve"]
+__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Burgers", "CahnHilliard", "Cloud", "DiffusionSorption",
+           "Dirichlet", "Diverged", "Estimate", "FisherKPP", "FitzHughNagumo", "Flux", "GrayScott", "Grid", "Heat",
+           "Neumann", "PorousMedium", "ReactionDiffusion", "Robin", "SIR", "Schnakenberg", "Solution", "SteadyState",
+           "Stepper", "SwiftHohenberg", "Unstable", "WallClock", "bench", "data", "monte_carlo", "nn", "repeat",
+           "rollout", "set_threads", "solve"]

@@ -8,6 +8,7 @@ A rule class says how far it looks with `near`; the `u` of its `change` then has
     "star3"     and mmm0, ppp0, ...: three cells away          6th order
     "box"       and m0m1, m0p1, p0m1, ...: the diagonals of    mixed derivatives
                 each pair of axes
+    "disc"      those of "star2" and "box"                    fourth derivatives on several axes
 
 `march` and `march_cuda` send such rules here: one sweep over the grid per step, rows in slabs over threads, in two
 padded copies. There is no blocking in time: a wide rule needs halos and rings that are `reach` times as large, and does
@@ -81,12 +82,14 @@ def _box_fields():
     return names
 
 
-FIELDS = {"star2": _star_fields(2), "star3": _star_fields(3), "box": _box_fields()}
-REACH = {"star2": 2, "star3": 3, "box": 1}
+FIELDS = {"star2": _star_fields(2), "star3": _star_fields(3), "box": _box_fields(),
+          "disc": {**_star_fields(2), **_box_fields()}}
+REACH = {"star2": 2, "star3": 3, "box": 1, "disc": 2}
 Star2 = NamedTuple("Star2", [(name, Any) for name in FIELDS["star2"]])
 Star3 = NamedTuple("Star3", [(name, Any) for name in FIELDS["star3"]])
 Box = NamedTuple("Box", [(name, Any) for name in FIELDS["box"]])
-NEAR = {"star2": Star2, "star3": Star3, "box": Box}
+Disc = NamedTuple("Disc", [(name, Any) for name in FIELDS["disc"]])
+NEAR = {"star2": Star2, "star3": Star3, "box": Box, "disc": Disc}
 
 
 def near_of(rule) -> str:

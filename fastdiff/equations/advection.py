@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.equations import _linear
-from fastdiff.equations._base import common_batch
+from fastdiff.equations import _exact, _linear
+from fastdiff.equations._base import AsGiven, common_batch
 from fastdiff.equations._coefficients import at_wall_of, in_space, is_formula, over_grid, samples_in
+from fastdiff.equations._exact import single
 from fastdiff.equations.heat import fed
 from fastdiff.grid import Grid
 from fastdiff.kernels import variable, wide
@@ -17,7 +18,7 @@ SCHEMES = ("upwind1", "upwind2", "upwind3", "central")
 
 
 @dataclass(frozen=True)
-class AdvectionDiffusion:
+class AdvectionDiffusion(AsGiven):
     """Advection and diffusion in conservative form, u_t = div(D grad u - v u) + f.
 
     diffusivity  a number, one a sample, an array over the grid, or an expression of place, as for `fd.Heat`; a tuple
@@ -201,6 +202,22 @@ class AdvectionDiffusion:
     def reaction_rate(self) -> float:
         """There is no reaction: 0."""
         return 0.0
+
+    def exact(self, x, t, kind: str = "gaussian", *, width: float = 0.1, start: Any = 0.0):
+        """A closed form for numbers as diffusivity and velocity; x is an array, or a tuple with one an axis.
+
+        "gaussian"     a bump of standard deviation `width` that begins at `start`, travels and spreads
+        "ogata-banks"  what enters an empty half line x >= 0 from u = 1 at x = 0 (one axis)
+        """
+        places = _exact.axes_of(x)
+        D, v = single(self.diffusivity, "diffusivity"), [single(part, "velocity") for part in _parts(self.velocity)]
+        if len(v) != len(places):
+            raise ValueError(f"x has {len(places)} axes, but velocity {len(v)}")
+        if kind == "gaussian":
+            return _exact.gaussian(places, t, D, v, width, np.broadcast_to(start, len(places)))
+        if kind == "ogata-banks" and len(places) == 1:
+            return _exact.ogata_banks(places[0], t, D, v[0])
+        raise ValueError(f"unknown kind {kind!r} on {len(places)} axes; known: 'gaussian', and 'ogata-banks' on one")
 
 
 def _parts(value) -> tuple:

@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.equations import _linear
-from fastdiff.equations._base import axis_values, common_batch, diffusive_limit
+from fastdiff.equations import _exact, _linear
+from fastdiff.equations._base import AsGiven, axis_values, common_batch, diffusive_limit
 from fastdiff.equations._coefficients import at_wall_of, in_space, is_formula, over_grid, samples_in, timed_source, uses
+from fastdiff.equations._exact import single
 from fastdiff.equations._laws import FieldLaw
 from fastdiff.grid import Grid
 from fastdiff.kernels import heat, nonlinear, variable, wide
 
 
 @dataclass(frozen=True)
-class Heat:
+class Heat(AsGiven):
     """Heat equation, R u_t = div(D grad u) + f, such as u_t = D (u_xx + u_yy + u_zz) (Fick's second law).
 
     diffusivity  D: a number; an array with one number a sample; an array over the grid, (*grid) or (samples, *grid);
@@ -261,6 +262,20 @@ class Heat:
     def reaction_rate(self) -> float:
         """There is no reaction: 0."""
         return 0.0
+
+    def exact(self, x, t, kind: str = "gaussian", *, width: float = 0.1, start: Any = 0.0, radius: float = 1.0,
+              mode: int = 1):
+        """A closed form for a number as diffusivity; x is an array, or a tuple with one an axis.
+
+        "gaussian"  a bump of standard deviation `width` at `start` that spreads
+        "cylinder"  the mode-th mode, a Bessel function of the distance x = r, in a cylinder whose wall is held at 0
+        """
+        places, D = _exact.axes_of(x), single(self.diffusivity, "diffusivity")
+        if kind == "gaussian":
+            return _exact.gaussian(places, t, D, [0.0] * len(places), width, np.broadcast_to(start, len(places)))
+        if kind == "cylinder" and len(places) == 1:
+            return _exact.cylinder_mode(places[0], t, D, radius, mode)
+        raise ValueError(f"unknown kind {kind!r} on {len(places)} axes; known: 'gaussian', and 'cylinder' on one")
 
 
 _LAPLACIAN = {4: (4 / 3, -1 / 12), 6: (3 / 2, -3 / 20, 1 / 90)}  # weights of 1, 2, 3 cells away

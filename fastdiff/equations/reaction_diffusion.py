@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.equations._base import axis_values, common_batch, diffusive_limit, parameter
+from fastdiff.equations._base import AsGiven, axis_values, common_batch, diffusive_limit, parameter
 from fastdiff.equations._rules import AXES, canonical, rule_module
 from fastdiff.expressions import CONSTANTS, FUNCTIONS
 from fastdiff.grid import Grid
@@ -18,7 +18,7 @@ _STATES = 400  # at most so many representative states
 
 
 @dataclass(frozen=True)
-class ReactionDiffusion:
+class ReactionDiffusion(AsGiven):
     """Reaction–diffusion with any number of components, u_t = D Δu + R(u, v, ..., x, y, z, t).
 
         fd.ReactionDiffusion(diffusivity={"u": 1.0, "v": 0.5}, parameters={"a": 0.1},
@@ -121,7 +121,8 @@ class ReactionDiffusion:
         rate = np.broadcast_to(self.diffusivities(grid) * dt / np.square(grid.spacing),
                                (batch, len(self.names), grid.ndim))
         shape, axes = _shape_of(rate, spread)
-        numbers = module.numbers(dt, *self._values)
+        with np.errstate(all="ignore"):
+            numbers = module.numbers(dt, *self._values)
         for value in numbers:
             if not np.isfinite(value).all():
                 raise ValueError("a coefficient of the reaction is not finite with these parameters")
@@ -164,17 +165,22 @@ class ReactionDiffusion:
         return float(2.0 / rate) if rate > 0 else np.inf
 
     def reaction_rate(self, grid: Grid | None = None) -> float:
-        """The largest eigenvalue, in size, of the reaction's Jacobian at states between `bounds`, 1 / time."""
+        """The largest eigenvalue, in size, of the reaction's Jacobian at states between `bounds`, 1 / time.
+
+        Of reactions that depend on place or time, at three places along each axis (from 0 to 1 if no grid is given) and
+        at t = 0, 0.5 and 1.
+        """
         return float(np.abs(self._eigenvalues(grid)).max())
 
     def _decays(self, grid):
         """The fastest decay at each representative state."""
-        return (-self._eigenvalues(grid).real).max(-1)
+        return (-np.real(self._eigenvalues(grid))).max(-1)
 
     def _eigenvalues(self, grid) -> np.ndarray:
         """Eigenvalues of the Jacobian at representative states, places and samples; 0 alone if none is finite."""
         states, values = self._states(grid)
-        J = self._derivative(states[: len(self.names)], values, *states[len(self.names):])
+        x, y, z, t = states[len(self.names):]
+        J = self._derivative(states[: len(self.names)], values, x, y, z, t)
         J = np.moveaxis(J, (0, 1), (-2, -1)).reshape(-1, len(self.names), len(self.names))
         J = J[np.isfinite(J).all((1, 2))]
         return np.linalg.eigvals(J) if len(J) else np.zeros((1, 1))
@@ -218,8 +224,8 @@ class ReactionDiffusion:
 
         Entry [i, j] is the derivative of component i's reaction by component j. `u` as for `rates`.
         """
-        components, values, places, axis = self._arguments(u, grid)
-        J = self._derivative(components, values, *places, t)
+        components, values, (x, y, z), axis = self._arguments(u, grid)
+        J = self._derivative(components, values, x, y, z, t)
         return np.moveaxis(J, 2, 0) if axis else J
 
     def _derivative(self, components, values, x, y, z, t) -> np.ndarray:
@@ -231,7 +237,8 @@ class ReactionDiffusion:
 
     def _arguments(self, u, grid):
         u, C = np.asarray(u, np.float64), len(self.names)
-        lead = u.ndim - grid.ndim if grid is not None else (1 if u.ndim and u.shape[0] == C and self.batch() == 1 else 2)
+        lead = 1 if u.ndim and u.shape[0] == C and self.batch() == 1 else 2
+        lead = lead if grid is None else u.ndim - grid.ndim
         axis = lead - 1
         if axis not in (0, 1) or u.ndim <= axis or u.shape[axis] != C or (self.batch() > 1 and axis == 0):
             raise ValueError(f"a field has shape ({C}, ...) or (batch, {C}, ...) with components "
@@ -250,7 +257,8 @@ def _check_names(names, parameters):
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
             raise ValueError(f"components and parameters have names that can stand in a formula, not {name!r}")
         if name in taken and not (name in CONSTANTS and name in parameters):
-            raise ValueError(f"{name!r} means something else in a formula: give the component or parameter another name")
+            raise ValueError(f"{name!r} means something else in a formula: give the component or parameter another "
+                             "name")
     both = [name for name in names if name in parameters]
     if both:
         raise ValueError(f"{both[0]!r} is a component and a parameter: give one of them another name")
@@ -263,7 +271,7 @@ def _check_components(what, given, names):
     if stray:
         raise ValueError(f"unknown component {stray[0]!r} in {what}; known (from reaction): {', '.join(names)}")
     if lacking:
-        raise ValueError(f"{what} has no entry for {', '.join(map(repr, lacking))}: every component needs one, 0 included")
+        raise ValueError(f"{what} has no entry for {', '.join(map(repr, lacking))}: every component needs one, be it 0")
 
 
 def _shape_of(rate, spread):

@@ -143,7 +143,7 @@ def test_bad_coefficients():
         fd.solve(fd.Heat("1+x"), np.zeros(20), grid, 0.1, method="spectral")
     with pytest.raises(ValueError, match="depends on u"):
         fd.solve(fd.Heat("1+x"), np.zeros(20), grid, 0.1, method="euler", boundary=fd.Flux("u"))
-    assert fd.solve(fd.Heat("1+x"), np.zeros(20), grid, 0.1).stats["method"] == "euler"
+    assert fd.solve(fd.Heat("1+x"), np.zeros(20), grid, 0.1).stats["method"] != "spectral"
 
 
 # -- geometry --------------------------------------------------------------------------------------------------------

@@ -363,7 +363,7 @@ def test_bad_equations_and_boundaries():
     with pytest.raises(ValueError, match="different numbers of samples: 2, 3"):
         fd.GrayScott(F=np.array([0.1, 0.2]), k=np.array([0.1, 0.2, 0.3]))
     bad("one number for each of the 1 axes", equation=fd.Heat((0.1, 0.2)))
-    bad("not str", TypeError, equation="heat")
+    bad("str has no names", TypeError, equation="heat")
     bad("grid is an fd.Grid", TypeError, grid=(100,))
     bad("periodic", grid=fd.Grid(100, periodic=True), boundary=fd.Dirichlet(0.0))
     bad("unknown boundary 'q'; known", boundary={"q": fd.Dirichlet(0.0)})

@@ -181,8 +181,8 @@ class Heat(AsGiven):
         if not self._in_space(grid) or self._laws[0] is not None:
             return None
         if self._matrix is not None:
-            tensor = self._tensor(grid, batch)
-            return lambda c, axis, end: at_wall_of(self._matrix[axis][axis], tensor[axis][axis], grid, axis, end)
+            tensor, rows = self._tensor(grid, batch), self._matrix
+            return lambda c, axis, end: at_wall_of(rows[axis][axis], tensor[axis][axis], grid, axis, end)
         fields = self._over(grid, batch)
         return lambda c, axis, end: self._wall_values(fields[axis], grid, axis, end)
 
@@ -311,4 +311,4 @@ def _held_or_closed(wall) -> bool:
     if side.kind == HOLD:
         return True
     closed = wall.how in (CONSTANT, INITIAL) and not np.any(side.value)
-    return closed and np.all(np.asarray(side.alpha) == 0) and np.all(np.asarray(side.beta) == 1)
+    return bool(closed and np.all(np.asarray(side.alpha) == 0) and np.all(np.asarray(side.beta) == 1))

@@ -128,13 +128,15 @@ def measure(name, rule, edges, shape, dtype, values=None) -> list[Resources]:
 
     count, ndim, size = components_of(type(rule)), len(shape), np.dtype(dtype).itemsize
     space = (1, count, *{1: (1, 1, *shape), 2: (shape[0], 1, shape[-1]), 3: shape}[ndim])
-    plan = march.plan_cuda(space, ndim, size, 1000)
+    fields = march.has_fields(rule)
+    plan = march.plan_cuda(space, ndim, size, 1000, fields=fields)
     state = np.zeros((1,) * 5, dtype)
     data = (rule, edges, march.NoValues() if values is None else values, state, state)
     if plan.schedule == "resident":
         kernel, numbers = march.resident_kernel(count, plan.cells, plan.block, dtype), 3
     else:
-        kernel, numbers = march.stream_kernel(count, plan.depth, ndim == 2, plan.block, dtype, values is not None), 5
+        kernel, numbers = march.stream_kernel(count, plan.depth, ndim == 2, plan.block, dtype,
+                                               values is not None or fields), 5
     found = []
     for capability, ptx in zip(CAPABILITIES, compile_ptx(kernel, (*data, *[0] * numbers))):
         needs = assemble(ptx, capability)

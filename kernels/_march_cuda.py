@@ -43,7 +43,7 @@ from fastdiff.kernels._edges import (
     PERIODIC,
     VALUE,
 )
-from fastdiff.kernels._fields import Cells, lowered
+from fastdiff.kernels._fields import Cells, Field, lowered
 from fastdiff.kernels._march import At, Star, cell, components_of, map_fields, sample_of
 from fastdiff.kernels._wide import near_of
 
@@ -546,8 +546,8 @@ class CudaPlan(NamedTuple):
     cells: int = 1  # resident: cells a thread updates at each level
 
 
-def plan_cuda(shape, ndim, itemsize, steps, multiprocessors=_cuda.MULTIPROCESSORS) -> CudaPlan:
-    """The plan for a state of shape (B, C, n0, n1, n2) of a grid with `ndim` axes."""
+def plan_cuda(shape, ndim, itemsize, steps, multiprocessors=_cuda.MULTIPROCESSORS, fields=False) -> CudaPlan:
+    """The plan for a state of shape (B, C, n0, n1, n2) of a grid with `ndim` axes; `fields`: the rule reads `Cells`."""
     _, C, _, _, n2 = shape
     if _cuda.simulated():
         return _plan_simulator(shape, ndim, steps)
@@ -558,7 +558,7 @@ def plan_cuda(shape, ndim, itemsize, steps, multiprocessors=_cuda.MULTIPROCESSOR
         return CudaPlan("resident", max(steps, 1), (threads, 1), (1, 1, 1), cells)
     if ndim == 1:
         return _plan_line(C * itemsize, n2, steps)
-    return _plan_stream(shape, itemsize, ndim == 2, multiprocessors)
+    return _plan_stream(shape, itemsize, ndim == 2, multiprocessors, fields)
 
 
 def _plan_simulator(shape, ndim, steps):
@@ -596,28 +596,33 @@ def stream_depth(count, itemsize, flat):
     return 3 if count * itemsize == 4 else 2
 
 
-def stream_block(count, itemsize, flat):
+def stream_block(count, itemsize, flat, fields=False):
     """Threads along axes 2 and 1 of a block of the `stream` schedule."""
     if flat:
         return 256, 1
-    return 32, {4: 32, 8: 24}.get(count * itemsize, 16)
+    return 32, {4: 24 if fields else 32, 8: 24}.get(count * itemsize, 16)
 
 
-def _plan_stream(shape, itemsize, flat, multiprocessors):
+def _plan_stream(shape, itemsize, flat, multiprocessors, fields=False):
     B, C, n0, n1, n2 = shape
     depth = stream_depth(C, itemsize, flat)
-    wide, high = stream_block(C, itemsize, flat)
+    wide, high = stream_block(C, itemsize, flat, fields)
     if flat:
         widest = min(512, _cuda.SHARED_BYTES // (2 * depth * C * itemsize) // 64 * 64)
         tiles2 = 1 if n2 <= widest else ceil(n2 / (wide - 2 * depth))
         wide = ceil((ceil(n2 / tiles2) + (2 * depth if tiles2 > 1 else 0)) / 64) * 64
     tiles1, tiles2 = _stream_tiles(n1, high, depth), _stream_tiles(n2, wide, depth)
-    places = multiprocessors * stream_blocks(C, (wide, high), f"float{8 * itemsize}")
+    places = multiprocessors * stream_blocks(C, (wide, high), f"float{8 * itemsize}", fields)
     tiles0 = max(1, min(places // (B * tiles1 * tiles2), n0 // (4 * depth)))
     return CudaPlan("stream", depth, (wide, high), (tiles0, tiles1, tiles2))
 
 
 # -- entry -------------------------------------------------------------------------------------------------------------
+
+
+def has_fields(rule) -> bool:
+    """Whether a rule, or one inside of it, reads numbers of every cell."""
+    return any(isinstance(f, Field | Cells) or (hasattr(f, "_fields") and has_fields(f)) for f in rule)
 
 
 def to_device(data, stream=0):
@@ -665,7 +670,7 @@ def march_cuda(rule, u, edges, steps, *, step=0, out=None, work=None, values=Non
         final.copy_to_device(here, stream=queue)
         return out
     ndim = len(u.shape) - 2
-    plan = plan or plan_cuda(here.shape, ndim, here.dtype.itemsize, steps, _cuda.multiprocessors())
+    plan = plan or plan_cuda(here.shape, ndim, here.dtype.itemsize, steps, _cuda.multiprocessors(), has_fields(rule))
     sweeps = -(-steps // plan.depth)
     if sweeps > 1 and work is None:
         work = _cuda.empty_like(u)
@@ -729,7 +734,7 @@ def _launch(data, arrays, plan, ndim, steps, step, stream):
     if plan.schedule == "resident":
         kernel, tiles = resident_kernel(C, plan.cells, plan.block, dtype), plan.tiles[2:]
     else:
-        nonlinear = not isinstance(data[2], NoValues)
+        nonlinear = not isinstance(data[2], NoValues) or has_fields(data[0])  # both want registers
         kernel, tiles = stream_kernel(C, plan.depth, ndim == 2, plan.block, dtype, nonlinear), plan.tiles
     ready = kernel[blocks, plan.block, stream, shared_bytes(plan, here.shape, ndim, here.dtype.itemsize)]
     for sweep in range(sweeps):

@@ -9,8 +9,8 @@ import numpy as np
 from fastdiff.kernels._edges import ABSENT, BOUNDED, make_edges
 from fastdiff.kernels._fields import Cells, lowered
 from fastdiff.kernels._march import LANES, components_of, map_fields, run_resident, run_stream
-from fastdiff.kernels._wide import march_wide, near_of
 from fastdiff.kernels._threads import default_threads, scratch, together
+from fastdiff.kernels._wide import march_wide, near_of
 
 
 class Plan(NamedTuple):

@@ -61,18 +61,18 @@ def beyond(e, values, buf, b, c, side, step, i0, i1, i2, f0, f1, f2, n0, n1, n2,
     if side & 1:
         w0, w1, w2 = -w0, -w1, -w2
     periodic, held = axis_kind(e, axis) == PERIODIC, side_kind(e, c, side) == HOLD
-    zero = e.reals[0]
+    zero, one = e.reals[0], e.reals.dtype.type(1)
     u0, k = buf[b, c, i0, i1, i2], min(1, n - 1)
     u1 = buf[b, c, i0 + w0 * k, i1 + w1 * k, i2 + w2 * k]
     first, alpha, beta = zero, zero, zero
     if not periodic and not held:
         g = edge_value(e, values, b, c, side, step, f0, f1, f2, n1, n2, u0, u1)
         first = ghost_value(e, b, c, side, g, u0, u1)
-        beta = ghost_value(e, b, c, side, zero, zero, zero + 1)
-        alpha = ghost_value(e, b, c, side, zero, zero + 1, zero)
+        beta = ghost_value(e, b, c, side, zero, zero, one)
+        alpha = ghost_value(e, b, c, side, zero, one, zero)
     far = zero
     for j in range(1, reach + 1):
-        far += 1
+        far += one
         k, m = min(j, n - 1), min(j - 1, n - 1)
         here = buf[b, c, i0 + w0 * k, i1 + w1 * k, i2 + w2 * k]
         before = buf[b, c, i0 + w0 * m, i1 + w1 * m, i2 + w2 * m]
@@ -81,12 +81,12 @@ def beyond(e, values, buf, b, c, side, step, i0, i1, i2, f0, f1, f2, n0, n1, n2,
             ghost = buf[b, c, i0 + w0 * k, i1 + w1 * k, i2 + w2 * k]
         elif held:
             ghost = u0 + (u0 - here)
-        elif beta != 0:
+        elif beta != zero:
             ghost = here + far * (first - u1)
-        elif alpha == -1:
+        elif alpha == -one:
             ghost = first + (u0 - before)
         else:
-            ghost = before + (far + far - (zero + 1)) * (first - u0)
+            ghost = before + (far + far - one) * (first - u0)
         buf[b, c, i0 - w0 * j, i1 - w1 * j, i2 - w2 * j] = ghost
 
 

@@ -358,12 +358,12 @@ def test_bad_equations_and_boundaries():
     for D in (-1.0, np.array([1.0, -2.0])):
         with pytest.raises(ValueError, match="diffusivity must be at least 0"):
             fd.Heat(D)
-    with pytest.raises(ValueError, match="one number a sample"):
-        fd.Heat(np.ones((3, 3)))
+    bad("parameters for 3 samples, but u0 has 1", equation=fd.Heat(np.ones((3, 100))))
+    bad("matrix of 3 rows does not fit a grid of 1 axes", equation=fd.Heat(np.ones((3, 3))), method="euler")
     with pytest.raises(ValueError, match="different numbers of samples: 2, 3"):
         fd.GrayScott(F=np.array([0.1, 0.2]), k=np.array([0.1, 0.2, 0.3]))
     bad("one number for each of the 1 axes", equation=fd.Heat((0.1, 0.2)))
-    bad("not str", TypeError, equation="heat")
+    bad("str has no names", TypeError, equation="heat")
     bad("grid is an fd.Grid", TypeError, grid=(100,))
     bad("periodic", grid=fd.Grid(100, periodic=True), boundary=fd.Dirichlet(0.0))
     bad("unknown boundary 'q'; known", boundary={"q": fd.Dirichlet(0.0)})

@@ -86,7 +86,8 @@ class AdvectionDiffusion(AsGiven):
     def _spread(self, grid, batch):
         parts = _parts(self.diffusivity)
         fields = self._over(self.diffusivity, grid, "diffusivity", batch, 0.0)
-        return parts * grid.ndim if len(parts) == 1 else parts, [np.broadcast_to(f, (len(f), *grid.shape)) for f in fields]
+        fields = [np.broadcast_to(f, (len(f), *grid.shape)) for f in fields]
+        return parts * grid.ndim if len(parts) == 1 else parts, fields
 
     @cached_property
     def _kept(self) -> dict:
@@ -185,7 +186,7 @@ class AdvectionDiffusion(AsGiven):
         second, first, down = (-1 / 2, 3 / 2, 0.0) if self.scheme == "upwind2" else (-1 / 6, 5 / 6, 1 / 3)
         shrink, limit = 0.0 if decay is None else float(np.abs(decay).max()), np.inf
         for pick in (np.min, np.max):
-            z = 0.0
+            z: Any = 0.0
             for axis, n in enumerate(grid.shape):
                 theta = np.concatenate([[0.0], np.geomspace(2 * np.pi / max(n, 3), np.pi, 24)])
                 back = np.exp(-1j * theta)

@@ -18,5 +18,5 @@ from fastdiff.equations.sir import SIR
 from fastdiff.equations.swift_hohenberg import SwiftHohenberg
 
 __all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Burgers", "CahnHilliard", "DiffusionSorption", "Equation",
-           "FisherKPP", "FitzHughNagumo", "GrayScott", "Heat", "PorousMedium", "ReactionDiffusion", "SIR", "Schnakenberg",
-           "SwiftHohenberg"]
+           "FisherKPP", "FitzHughNagumo", "GrayScott", "Heat", "PorousMedium", "ReactionDiffusion", "SIR",
+           "Schnakenberg", "SwiftHohenberg"]

@@ -22,6 +22,7 @@ import numpy as np
 
 from fastdiff.grid import Grid
 from fastdiff.kernels._edges import _SPACE, GHOST, HEAD, HOLD, ITEMS, VALUE, Edges, Side, make_edges
+from fastdiff.kernels._stages import sides_of
 
 # -- what users write ------------------------------------------------------------------------------------------------
 
@@ -209,26 +210,36 @@ class Faces:
         self.needs_initial = any(wall.how == INITIAL for wall in walls.values())
         self.constant = all(wall.how in (CONSTANT, INITIAL) for wall in walls.values())
         self.tables = not grid.plain or any(wall.scale is not None for wall in walls.values())
-        self._packed: Edges | None = None
+        self._packed: dict[int, Edges] = {}
         self._template: tuple[Any, Edges] | None = None
 
-    def edges(self, start: float = 0.0, dt: float = 1.0, steps: int = 1, *, initial=None, tables=False) -> Edges:
+    def edges(self, start: float = 0.0, dt: float = 1.0, steps: int = 1, *, initial=None, tables=False, times=None,
+              registers: int = 1) -> Edges:
         """The boundaries of a march of `steps` steps from time `start`.
 
-        initial  the field (batch, components, *grid) whose values Dirichlet() holds, if `lower` was given none
-        tables   tabulate all that does not depend on u, as a GPU needs it; with `values()` for the rest
+        initial    the field (batch, components, *grid) whose values Dirichlet() holds, if `lower` was given none
+        tables     tabulate all that does not depend on u, as a GPU needs it; with `values()` for the rest
+        times      of all levels, where they are not equally spaced (in place of start, dt and steps)
+        registers  of an integrator that keeps stages in further components (kernels/_stages.py)
         """
         if self.constant and not self.needs_initial:
-            if self._packed is None:
-                self._packed = self._pack({}, 1, False)
-            return self._packed._replace(clock=np.concatenate([[start, dt], self._packed.clock[2:]]))
+            if registers not in self._packed:
+                self._packed[registers] = self._pack({}, 1, False, registers)
+            packed = self._packed[registers]
+            clock = np.concatenate([[start, dt], packed.clock[2:], [] if times is None else times])
+            return packed._replace(clock=clock)
         held, tables = self._held(initial), tables or self.tables
-        key = (steps, tables)
+        clock = np.array([start, dt])
+        if times is not None:
+            clock = np.append(clock, times)
+        else:
+            times = start + dt * np.arange(steps + 1)
+        key = (len(times), tables, registers)
         template = None if held else self._template
         if template is None or template[0] != key:
-            template = key, self._pack(held, steps + 1, tables)
+            template = key, self._pack(held, len(times), tables, registers)
             self._template = None if held else template
-        return self._filled(template[1], start, dt, steps + 1, tables)
+        return self._filled(template[1], times, tables, clock)
 
     def values(self):
         """What depends on u, as `march_cuda` takes it: with `edges(..., tables=True)`. None if nothing does."""
@@ -243,7 +254,7 @@ class Faces:
         return {(c, axis, end): np.take(initial[:, c], -end, axis + 1).reshape(self.batch, 1, -1)
                 for c, axis, end in held}
 
-    def _pack(self, held, levels, tables):
+    def _pack(self, held, levels, tables, registers=1):
         grid, sides = self.grid, {}
         for key, wall in self.walls.items():
             side = wall.side
@@ -256,14 +267,14 @@ class Faces:
             elif wall.how == CALL:
                 side = _with(side, call=wall.formula.address())
             sides[key] = side
-        return make_edges(grid.shape, grid.periodic, self.dtype, sides, components=self.components, batch=self.batch,
-                          origin=grid.origin, spacing=grid.mean_spacing, walls=tuple(zip(grid.low, grid.high)),
+        sides = sides_of(sides, self.components, registers, [k for k in range(grid.ndim) if not grid.periodic[k]])
+        return make_edges(grid.shape, grid.periodic, self.dtype, sides, components=self.components * registers,
+                          batch=self.batch, origin=grid.origin, spacing=grid.mean_spacing,
+                          walls=tuple(zip(grid.low, grid.high)),
                           face_weights=(1.5, -0.5) if grid.centering == "cells" else (1.0, 0.0))
 
-    def _filled(self, edges, start, dt, levels, tables):
-        reals, clock = edges.reals.copy(), edges.clock.copy()
-        clock[:2] = start, dt
-        times = start + dt * np.arange(levels)
+    def _filled(self, edges, times, tables, clock):
+        reals, clock = edges.reals.copy(), np.concatenate([clock[:2], edges.clock[2:], clock[2:]])
         for (c, axis, end), wall in self.walls.items():
             if _tabulated(wall, tables):
                 values = _tabulate(wall, self.grid, axis, end, times)

@@ -1,4 +1,4 @@
-"""The command line: `fastdiff generate`, `solve`, `info`, `verify` and `bench`.
+"""The command line: `fastdiff generate`, `verify`, `convert`, `report`, `solve`, `info` and `bench`.
 
 Whatever goes wrong comes out as one red line and exit code 1; Ctrl-C says how to go on, and exits with 130.
 """
@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from fastdiff.commands import err, out, plainly, read_shape
+from fastdiff.commands import data, err, out, plainly, read_shape, solving
+from fastdiff.commands.solving import PROBLEMS
 
 app = typer.Typer(help="Compiled diffusion solvers, and the training data they make.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
@@ -30,77 +31,49 @@ def generate(
     workers: Annotated[int | None, typer.Option(help="Processes; default: one with several threads.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads in all; default: all cores we may use.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    layout: Annotated[str, typer.Option(help="Layout of the file.")] = "fastdiff",
+    cluster: Annotated[str | None, typer.Option(help="A Dask scheduler that solves, as tcp://10.0.0.1:8786.")] = None,
+    layout: Annotated[str, typer.Option(help="fastdiff, pdebench[-tensor|-seeds] or the_well.")] = "fastdiff",
+    diverged: Annotated[str, typer.Option(help="Of samples that turn NaN: refuse, or redraw.")] = "refuse",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell samples, bytes, memory and minutes.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there, and start anew.")] = False,
     picture: Annotated[bool, typer.Option(help="Draw a contact sheet beside the file.")] = True,
+    report_: Annotated[bool, typer.Option("--report", help="Write a quality report beside the file, as HTML.")] = False,
 ):
-    """Make a data set and a picture of it. Interrupted, the same command goes on."""
-    from fastdiff import data
+    """Make a data set and a picture of it. Interrupted, the same command goes on. RECIPE may be a YAML file, too."""
+    from fastdiff import data as fdata
 
-    path = out_ if out_ is not None else Path(f"{recipe}.h5")
+    path = out_ if out_ is not None else Path(Path(recipe).stem + ("" if layout == "the_well" else ".h5"))
+    what: dict[str, Any] = dict(samples=samples, shape=read_shape(shape), seed=seed, frames=frames, workers=workers,
+                                threads=threads, cluster=cluster, device=device, layout=layout, diverged=diverged)
+    if dry_run:
+        return out.print(escape(str(fdata.plan(recipe, path, **what))))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system stops us as Ctrl-C does
-    report = data.generate(recipe, path, samples=samples, shape=read_shape(shape), seed=seed, frames=frames,
-                           workers=workers, threads=threads, device=device, layout=layout, overwrite=overwrite)
+    report = fdata.generate(recipe, path, overwrite=overwrite, **what)
     _tell(report)
+    if report_:
+        out.print(f"report   {escape(str(fdata.report(path, made=report)))}")
     if picture:
-        out.print(f"picture  {escape(str(data.contact_sheet(path)))}")
+        out.print(f"picture  {escape(str(fdata.contact_sheet(path)))}")
 
 
 def _tell(report):
     resumed = f", {report.found} of them found" if report.found else ""
     out.print(f"data     {escape(str(report.path))}  ({report.samples} samples{resumed}, {report.bytes / 1e6:.1f} MB)")
     if report.redone:
-        out.print(f"[yellow]{report.redone} damaged blocks were made again[/]")
+        out.print(f"[yellow]damaged samples were made again: {', '.join(map(str, report.redone))}[/]")
+    if report.redrawn:
+        often = ", ".join(f"{i} ({n})" for i, n in report.redrawn)
+        out.print(f"[yellow]{len(report.redrawn)} samples diverged and were drawn again (times): {often}[/]")
+    if report.deaths:
+        out.print(f"[yellow]{report.deaths} worker processes died; their samples were made again[/]")
     out.print(f"time     {report.seconds:.1f} s: {report.samples_per_second:.3g} samples/s, "
               f"{report.cell_updates_per_second / 1e6:,.0f} million cell updates/s, compiling and writing included")
 
 
-@app.command()
-@plainly
-def verify(path: Annotated[Path, typer.Argument(help="A data set.")]):
-    """Check a data set: structure, checksums, finite numbers."""
-    from fastdiff import data
-
-    found = data.verify(path)
-    if not found.ok:
-        raise ValueError(f"{path}: {'; '.join(found.problems)}")
-    out.print(f"{escape(str(path))}: {found.samples} samples, sound")
+data.add(app)
 
 
-def _rod():
-    """A cold rod of length 10, one end held at 100, the other at 0: 100 points, 1000 steps."""
-    import numpy as np
-
-    import fastdiff as fd
-
-    u0 = np.zeros(100)
-    u0[0] = 100.0
-    return fd.solve(fd.Heat(0.1), u0, fd.Grid(100, 10.0), save_at=np.linspace(0.0, 1.0, 11), method="euler", dt=0.001,
-                    boundary={"x": (fd.Dirichlet(100.0), fd.Dirichlet(0.0))})
-
-
-PROBLEMS = {"rod": _rod}
-
-
-@app.command()
-@plainly
-def solve(
-    problem: Annotated[str, typer.Argument(help=f"One of: {', '.join(PROBLEMS)}.")] = "rod",
-    out_: Annotated[Path | None, typer.Option("--out", help="The picture; default: the problem's name, .png.")] = None,
-):
-    """Solve a small problem and draw it."""
-    if problem not in PROBLEMS:
-        raise ValueError(f"unknown problem {problem!r}; known: {', '.join(PROBLEMS)}")
-    solution = PROBLEMS[problem]()
-    picture = out_ if out_ is not None else Path(f"{problem}.png")
-    solution.plot(path=picture)
-    stats = solution.stats
-    seconds = stats["seconds"] - stats["compile_seconds"]
-    out.print(f"solved   {stats['steps']} steps of {stats['dt']:g} in {seconds * 1e3:.2f} ms, compiled or loaded in "
-              f"{stats['compile_seconds']:.2f} s")
-    first = ", ".join(f"{value:.3f}" for value in solution.final[:5])
-    out.print(f"values   at t = {solution.t[-1]:g} the first five points are {first}")
-    out.print(f"picture  {escape(str(picture))}")
+app.command()(solving.solve)
 
 
 @app.command()

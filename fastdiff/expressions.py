@@ -325,7 +325,19 @@ def module_for(kind: str, key: str, holds: tuple[str, ...], write: Callable[[], 
     except OSError:
         module = sys.modules[name] = ModuleType(name)
         exec(compile(source, f"<{name}>", "exec"), vars(module))
-        return module
+        return _told_apart(module)
+
+
+def _told_apart(module) -> ModuleType:
+    """Give the module's rule classes names that no other module has.
+
+    Numba makes symbols of the names of types. Two rules that are both called Line, compiled by two processes and loaded
+    from disk by a third, would be one symbol there, and one of them would run in place of the other.
+    """
+    for known in list(vars(module).values()):
+        if isinstance(known, type) and hasattr(known, "_fields"):
+            known.__name__ = f"{known.__qualname__}_{module.__name__[-20:]}"
+    return module
 
 
 def _load(name, file, holds) -> ModuleType:
@@ -344,7 +356,7 @@ def _load(name, file, holds) -> ModuleType:
         else:
             sys.modules[name] = before
         raise
-    return module
+    return _told_apart(module)
 
 
 def _replace(file: Path, source: str):

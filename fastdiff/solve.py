@@ -5,17 +5,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastdiff import dispatch
-from fastdiff.boundary import CALL, Dirichlet, as_numbers, conditions
+from fastdiff import dispatch, watch
+from fastdiff.boundary import Dirichlet, as_numbers, conditions
 from fastdiff.equations import Heat
 from fastdiff.equations._base import check_equation, samples
 from fastdiff.grid import Grid
 from fastdiff.kernels._threads import check_threads
 from fastdiff.solution import Solution
 from fastdiff.state import State, first_bad, first_not_finite, read
-from fastdiff.steppers.euler import SAFETY, Euler, chunks, steps_between
+from fastdiff.steppers import METHODS as MARCHING
+from fastdiff.steppers._adapt import Controller
+from fastdiff.steppers._base import DOUBLING, EMBEDDED, LIMIT, chunks, relative, steps_between
+from fastdiff.steppers.auto import DEFAULT_RTOL
+from fastdiff.steppers.auto import choose as cheapest
 
-METHODS = ("auto", "euler", "spectral")
+METHODS = ("auto", *MARCHING, "spectral")
+MOST_STEPS = 1 << 20  # of a method that solves again with smaller steps
 
 
 class Diverged(FloatingPointError):
@@ -30,10 +35,14 @@ class _Problem(NamedTuple):
     times: np.ndarray  # of all frames, t_end last
     hidden: bool  # whether the frame at t_end was not asked for
     threads: int | None
+    rtol: float | None = None
+    plan: watch.Plan | None = None
+    sinks: tuple | list = ()
 
 
 def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method="auto", dt=None, rtol=None,
-          device=None, threads=None, progress=False) -> Solution:
+          device=None, threads=None, progress=False, callback=None, stop=None, look_every=None,
+          save_to=None) -> Solution:
     """Solve an equation from t = 0 to `t_end`.
 
     equation  fd.Heat(...), fd.ReactionDiffusion(...), fd.GrayScott(...) or another of fastdiff.equations
@@ -44,14 +53,26 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
               no flux. Held values are imposed at t = 0 too
     save_at   times to keep, ascending, between 0 and t_end; default: the end alone. Each interval is cut into equal
               steps of at most dt
-    method    "euler" (FTCS, first order in time), "spectral" (exact in time; constant coefficients and boundaries),
-              "auto": spectral where it applies (with the stencil's modes if the field is too rough for exact ones),
-              else euler
-    dt        largest step of a fixed-step method; default: 0.9 of the stability limit (reaction included)
-    rtol      asked relative error in time, with method "auto" alone: refused where no exact method applies
+    method    explicit: "euler" (FTCS, order 1), "rk4" (order 4), "rk23" (order 3, adaptive), "rkl2" (order 2, adaptive,
+              any step by many stages); implicit: "crank_nicolson" (order 2, linear equations, alternating directions);
+              "strang" (order 2, stiff reactions); "etdrk4" (order 4, in modes; constant diffusion, homogeneous walls);
+              "spectral" (exact in time; constant coefficients and boundaries); "auto": spectral where it applies (with
+              the stencil's modes if the field is too rough for exact ones), else what needs the least work by an
+              estimate (fastdiff/steppers/auto.py)
+    dt        largest step, then all steps are fixed; default: 0.9 of the stability limit for euler and rk4, else what
+              rtol asks for
+    rtol      asked relative error in time, in the Euclidean norm of each sample and component; default 1e-4. rk23 and
+              rkl2 estimate it at each step; crank_nicolson, strang and etdrk4 by solving again with smaller steps
     device    "cpu", "cuda", or None: where u0 is. An explicit choice never falls back
     threads   CPU threads; default: all cores we may use
     progress  show a bar with speed and time left
+    callback  called as callback(t, u, state) at each look, u like u0; state has seconds, looks, frames, and room for
+              what you want to remember. The run stops if it returns True
+    stop      fd.SteadyState(tol), fd.WallClock(seconds), a function like callback, or a list of these: the run ends
+              where the first is met. stats["stopped"] says which, the last frame is the field there
+    look_every  time between two looks of callback and stop, beside those at the saved times; default: t_end/100
+    save_to   an HDF5 file that takes the frames as they come, so that memory holds only one; it appears when the run
+              is complete. u of the Solution then is the open file's; Solution.load reads it, too
 
     Returns a Solution with t (T,), u (T, [C,] *grid) or (batch, T, [C,] *grid), final (like u0), and stats: method,
     why, steps, dt, seconds, compile_seconds, cell_updates_per_second, error_estimate.
@@ -65,19 +86,41 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
         raise TypeError(f"grid is an fd.Grid, not {type(grid).__name__}")
     check_equation(equation)
     state = read(u0, grid, equation.names, samples(equation, grid), device)
-    problem = _Problem(equation, state, grid, boundary, *_times(t_end, save_at), threads)
-    chosen, why = _choose(problem, method, rtol)
-    start = perf_counter()
-    run = _spectral if chosen == "spectral" else _euler
-    frames, stats = run(problem, dt, progress)
+    _check_rtol(rtol, state)
+    times, hidden = _times(t_end, save_at)
+    plan = watch.plan(times, hidden, callback, stop, look_every, save_to)
+    times = times if plan is None else plan.times
+    problem = _Problem(equation, state, grid, boundary, times, hidden, threads, rtol, plan, [])
+    try:
+        return _solved(problem, method, dt, progress)
+    finally:
+        for sink in problem.sinks:
+            sink.discard()
+
+
+def _solved(problem, method, dt, progress):
+    grid, state, start = problem.grid, problem.state, perf_counter()
+    chosen, why = _choose(problem, method)
+    frames, stats = _chosen(problem, chosen, method, dt, progress)
     if chosen == "spectral" and method == "auto" and _overshoots(problem, frames):
         why = "constant coefficients and boundaries, a rough field: the stencil's modes, exact in time, keep its bounds"
-        frames, stats = _spectral(problem, dt, progress, "discrete")
+        frames, stats = _spectral(problem, "discrete")
     stats = {"method": chosen, "why": why, **stats, "seconds": perf_counter() - start}
     if stats["steps"]:
         spent = max(stats["seconds"] - stats["compile_seconds"], 1e-9)
         stats["cell_updates_per_second"] = stats["steps"] * grid.size * state.batch / spent
     return _solution(problem, frames, stats)
+
+
+def _chosen(problem, chosen, method, dt, progress):
+    """Run a method. Watchers see a run once: whether exact modes overshoot is then tried at the first look alone."""
+    if chosen != "spectral":
+        return _march(problem, MARCHING[chosen], dt, progress)
+    watched = problem.plan is not None and problem.plan.watchers
+    if not (watched and method == "auto"):
+        return _spectral(problem)
+    first = problem._replace(times=problem.times[problem.times > 0][:1], plan=None)
+    return _spectral(problem, "discrete" if _overshoots(first, _spectral(first)[0]) else "exact")
 
 
 def _check_method(method, dt, rtol):
@@ -89,11 +132,22 @@ def _check_method(method, dt, rtol):
                              'out')
         if not (isinstance(dt, int | float | np.number) and np.isfinite(dt) and dt > 0):
             raise ValueError(f"dt must be positive, not {dt!r}")
-    if rtol is not None and method != "auto":
+        if rtol is not None:
+            raise ValueError("give dt for fixed steps or rtol for steps that follow the error, not both")
+    if rtol is not None and method not in ("auto", *(m.name for m in MARCHING.values() if m.control != LIMIT)):
         raise ValueError(f'rtol goes with method="auto"; "{method}" is '
                          + ("exact in time" if method == "spectral" else "controlled by dt"))
     if rtol is not None and not 0 < rtol < 1:
         raise ValueError(f"rtol must lie between 0 and 1, not {rtol!r}")
+
+
+def _check_rtol(rtol, state):
+    """Refuse an accuracy that the numbers of the state cannot hold."""
+    kind = str(state.data.dtype).removeprefix("torch.")
+    least = 50 * float(np.finfo(kind).eps)
+    if rtol is not None and rtol < least:
+        raise ValueError(f"no method meets rtol = {rtol:g} with {kind}, whose rounding alone is about {least:.1g}: "
+                         + ("pass float64, or " if kind == "float32" else "") + "choose a larger rtol")
 
 
 def _times(t_end, save_at) -> tuple[np.ndarray, bool]:
@@ -113,26 +167,31 @@ def _times(t_end, save_at) -> tuple[np.ndarray, bool]:
     return np.append(times, float(t_end)), True
 
 
-def _choose(problem, method, rtol):
+def _choose(problem, method):
     if method != "auto":
         return method, "asked for"
+    reason = _not_spectral(problem)
+    if reason is None:
+        return "spectral", "constant coefficients and boundaries: exact in time, one transform a frame"
+    rtol = DEFAULT_RTOL if problem.rtol is None else problem.rtol
+    run = _run(problem, MARCHING["euler"])
+    linear = isinstance(problem.equation, Heat) and problem.state.backend == "cpu" and not run.faces.nonlinear
+    name, why = cheapest(run, linear, problem.times, rtol)
+    if problem.plan is not None and problem.plan.watchers and MARCHING[name].control == DOUBLING:
+        name, why = "rkl2", "callback and stop see a run that goes through time once"
+    return name, f"{reason}: {why}"
+
+
+def _not_spectral(problem):
+    """Why the spectral method does not apply, or None."""
     if not isinstance(problem.equation, Heat):
-        return _explicit("the equation is nonlinear", rtol)
+        return "the equation is nonlinear"
     if not problem.equation.constant(problem.grid):
-        return _explicit("coefficients, spacing or a source vary in space", rtol)
+        return "a coefficient, the spacing or a source varies in space"
     from fastdiff.steppers import spectral
 
-    reason = spectral.refuses(problem.grid, problem.boundary)
-    if reason is None and problem.state.backend == "cpu":
-        return "spectral", "constant coefficients and boundaries: exact in time, one transform a frame"
-    return _explicit(reason or "the field is on the GPU", rtol)
-
-
-def _explicit(reason, rtol):
-    if rtol is not None:
-        raise ValueError(f'no method here meets a given rtol for this problem ({reason}): leave rtol out, or choose '
-                         f'method="euler" with your own dt')
-    return "euler", f"{reason}: explicit steps at {SAFETY} of the stability limit"
+    return spectral.refuses(problem.grid, problem.boundary) or (None if problem.state.backend == "cpu" else
+                                                                "the field is on the GPU")
 
 
 # -- methods ---------------------------------------------------------------------------------------------------------
@@ -140,6 +199,9 @@ def _explicit(reason, rtol):
 
 def _frames(problem):
     data = problem.state.data
+    if problem.plan is not None:
+        problem.sinks.append(watch.Sink(problem.plan, problem.state, problem.equation.names, problem.grid))
+        return problem.sinks[-1]
     shape = (data.shape[0], len(problem.times), *data.shape[1:])
     return np.empty(shape, data.dtype) if problem.state.backend == "cpu" else data.new_empty(shape)
 
@@ -165,7 +227,7 @@ def _overshoots(problem, frames) -> bool:
     return float(frames.min()) < low - slack or float(frames.max()) > high + slack
 
 
-def _spectral(problem, dt, progress, symbol="exact"):
+def _spectral(problem, symbol="exact"):
     from fastdiff.steppers import spectral
 
     if problem.state.backend != "cpu":
@@ -176,55 +238,136 @@ def _spectral(problem, dt, progress, symbol="exact"):
         raise ValueError(f'method="spectral" needs constant coefficients: {why}, use method="euler"')
     frames = _frames(problem)
     modes = spectral.Propagator(problem.state.data, problem.grid, problem.boundary,
-                                problem.equation.diffusivities(problem.grid), symbol, threads=problem.threads)
+                                problem.equation.diffusivities(problem.grid), symbol, threads=problem.threads,
+                                rtol=problem.rtol)
     for n, t in enumerate(problem.times):
-        modes.at(float(t), out=frames[:, n])
+        if isinstance(frames, np.ndarray):
+            modes.at(float(t), out=frames[:, n])
+        elif frames.put(n, modes.at(float(t))):
+            break
     return frames, {"steps": 0, "dt": None, "compile_seconds": 0.0, "error_estimate": None}
 
 
-def _euler(problem, dt, progress):
-    state, grid, times = problem.state, problem.grid, problem.times
-    euler = Euler(problem.equation, grid, problem.boundary, state.batch, str(state.data.dtype).removeprefix("torch."),
-                  _host(state.data), problem.threads)
-    if dt is None:
-        dt = euler.default_dt if np.isfinite(euler.default_dt) else times[-1] / 100
-    euler.check(dt)
-    counts = [steps_between(a, b, dt) if b > a else 0 for a, b in zip([0.0, *times[:-1]], times)]
-    compiling = _compile(euler, dt, state)
+def _run(problem, method):
+    state = problem.state
+    return method.run(method, problem.equation, problem.grid, problem.boundary, state.batch,
+                      str(state.data.dtype).removeprefix("torch."), _host(state.data), problem.threads)
+
+
+def _march(problem, method, dt, progress):
+    """By steps: fixed ones, or such as keep the error below rtol."""
+    run = _run(problem, method)
+    rtol = DEFAULT_RTOL if problem.rtol is None else problem.rtol
+    if dt is None and method.control == DOUBLING and problem.plan is not None and problem.plan.watchers:
+        raise ValueError(f"{method.name} without dt solves again and again, but callback and stop see a run that goes "
+                         "through time once: give dt, or another method")
+    if dt is None and method.control == EMBEDDED:
+        frames, stats = _adapted(problem, run, rtol, progress)
+    elif dt is None and method.control == DOUBLING:
+        frames, stats = _doubled(problem, run, rtol, progress)
+    else:
+        if dt is None:
+            dt = run.default_dt if np.isfinite(run.default_dt) else problem.times[-1] / 100
+        run.check(dt)
+        counts = [steps_between(a, b, dt) if b > a else 0 for a, b in _intervals(problem)]
+        frames, stats = _fixed(problem, run, counts, progress)
+        stats |= {"dt": float(dt), "error_estimate": None}
+    return frames, {"compile_seconds": run.compile_seconds, **stats}
+
+
+def _intervals(problem):
+    return list(zip([0.0, *problem.times[:-1]], problem.times))
+
+
+def _fixed(problem, run, counts, progress):
+    """March with a number of equal steps in each interval between frames."""
+    steps = [(b - a) / max(count, 1) for (a, b), count in zip(_intervals(problem), counts)]
+    _compile(run, steps[int(np.argmax(counts))], run.load(problem.state.data))
     frames, total = _frames(problem), sum(counts)
-    with _bar(progress, total, grid.size * state.batch) as advance:
-        _run(euler, problem, counts, frames, advance)
-    return frames, {"steps": total, "dt": float(dt), "compile_seconds": compiling, "error_estimate": None}
+    with _bar(progress, total, problem.grid.size * problem.state.batch) as advance:
+        done = _advance(run, problem, counts, frames, advance)
+    evaluations = sum(count * run.stages(h) for count, h in zip(counts[:done], steps))
+    return frames, {"steps": sum(counts[:done]), "evaluations": evaluations}
 
 
-def _run(euler, problem, counts, frames, advance):
-    """March from frame to frame, in chunks, between two buffers."""
-    u, t = problem.state.data, 0.0
+def _adapted(problem, run, rtol, progress):
+    """March with steps that follow the error that each of them estimates."""
+    u = run.load(_imposed(run, problem.state.data))
+    controller, frames = Controller(run, float(problem.times[-1]), rtol), _frames(problem)
+    _compile(run, controller.h, u)
+    with _bar(progress, None, problem.grid.size * problem.state.batch) as advance:
+
+        def check(field, t, h, steps):
+            bad = None if steps else first_not_finite(field)  # an error that was accepted is a finite number
+            if bad is not None:
+                _diverged(problem, field, bad, t - h, t, h)
+            advance(steps)
+
+        for n, (begin, end) in enumerate(_intervals(problem)):
+            if end > begin:
+                u = controller.advance(u, begin, end, check)
+            if watch.put(frames, n, run.newest(u)):
+                break
+    return frames, {"steps": controller.steps, "rejected": controller.rejected, "evaluations": controller.evaluations,
+                    "dt": controller.h, "error_estimate": controller.error}
+
+
+def _doubled(problem, run, rtol, progress):
+    """Solve with more and more steps until what they change, by the method's order, is below rtol."""
+    span, order = float(problem.times[-1]), run.method.order
+    counts = np.array([steps_between(a, b, span / 4) if b > a else 0 for a, b in _intervals(problem)])
+    times, total, evaluations = 1, 0, 0
+    old, before, error = None, 1, np.inf
+    while True:
+        frames, stats = _fixed(problem, run, counts * times, progress)
+        total, evaluations = total + stats["steps"], evaluations + stats["evaluations"]
+        if old is not None:
+            previous, error = error, max(relative(frames[:, n] - old[:, n], frames[:, n])
+                                         for n in range(len(problem.times))) / ((times / before) ** order - 1)
+            if error <= rtol:
+                return frames, {"steps": total, "evaluations": evaluations, "error_estimate": error,
+                                "dt": span / max(1, int((counts * times).sum()))}
+            if not (error < previous or times < 64) or counts.sum() * times > MOST_STEPS:
+                raise ValueError(f"{run.method.name} does not meet rtol = {rtol:g}: with {stats['steps']} steps the "
+                                 f"estimated error is {error:.2g}; try a larger rtol, float64 or another method")
+        wanted = 2.0 if old is None or not np.isfinite(error) else 1.15 * (error / rtol) ** (1 / order)
+        if isinstance(old, watch.Sink):
+            old.discard()
+        old, before, times = frames, times, times * int(np.ceil(min(max(wanted, 2.0), 16.0)))
+
+
+def _advance(run, problem, counts, frames, advance):
+    """March from frame to frame, in chunks, between two buffers; returns how many intervals were marched."""
+    u, t = run.load(problem.state.data), 0.0
     buffers = [dispatch.empty_like(u), dispatch.empty_like(u)]
-    work = dispatch.empty_like(u) if max(counts) > 16 else None
+    work = dispatch.empty_like(u) if max(counts) > 16 or run.stages(problem.times[-1]) > 1 else None
+    run.restart()
     for n, (count, end) in enumerate(zip(counts, problem.times)):
         if count == 0:  # the start: only the held values are imposed
-            u = _imposed(euler, u)
+            u = run.load(_imposed(run, run.newest(u)))
         h, begin, done = (end - t) / max(count, 1), t, 0
-        for size in chunks(count, problem.grid.size):
-            new = euler.advance(u, begin + done * h, h, size, out=buffers[0], work=work)
+        for size in chunks(count, problem.grid.size * run.stages(h)):
+            new = run.advance(u, begin + done * h, h, size, out=buffers[0], work=work)
             buffers.reverse()
-            bad = first_not_finite(new)
+            field = run.newest(new)
+            bad = first_not_finite(field)
             if bad is not None:
                 begin += done * h
-                new, k = first_bad(lambda v, n, s, t=begin, h=h: euler.advance(v, t + n * h, h, s), u, size)
-                _diverged(problem, new, first_not_finite(new), begin + (k - 1) * h, begin + k * h, h)
+                field, k = first_bad(lambda v, n, s, t=begin, h=h: run.advance(v, t + n * h, h, s), u, size, run.newest)
+                _diverged(problem, field, first_not_finite(field), begin + (k - 1) * h, begin + k * h, h)
             u, done = new, done + size
             advance(size)
         t = end
-        frames[:, n] = u
+        if watch.put(frames, n, run.newest(u)):
+            return n + 1
+    return len(counts)
 
 
-def _imposed(euler, u):
+def _imposed(run, u):
     """A field with the held values of t = 0."""
     from fastdiff.kernels._edges import hold
 
-    held = hold(_host(u).copy(), euler.faces.edges(0.0, 1.0, 1), 0)
+    held = hold(_host(u).copy(), run.faces.edges(0.0, 1.0, 1), 0)
     return held if isinstance(u, np.ndarray) else u.new_tensor(held)
 
 
@@ -240,29 +383,12 @@ def _host(u):
     return u if isinstance(u, np.ndarray) else u.detach().cpu().numpy()
 
 
-_compiled: dict[Any, float] = {}
-
-
-def _compile(euler, dt, state) -> float:
-    """Seconds it took to have the kernels ready: compiled, or loaded from disk. 0 when they were."""
-    if state.backend != "cpu":
-        return 0.0
-    from fastdiff.kernels import _run
-
+def _compile(run, dt, state):
+    """Have the kernels ready: compiled, or loaded from disk; `run` remembers how long that took."""
     start = perf_counter()
-    for wall in euler.faces.walls.values():
-        if wall.how == CALL:
-            wall.formula.address()
-    walls = perf_counter() - start
-    rule, data = euler.rule(dt), state.data
-    schedule = _run.schedule_of(data.shape, data.itemsize, euler.threads)
-    key = (type(rule), data.dtype, schedule)
-    if key in _compiled:
-        return walls if walls > 1e-3 else 0.0
-    start = perf_counter()
-    _run.prepare(rule, data.dtype, len(euler.equation.names), euler.grid.ndim, schedule)
-    _compiled[key] = perf_counter() - start
-    return walls + _compiled[key]
+    run.compile(dt, state)
+    spent = perf_counter() - start
+    run.compile_seconds += spent if spent > 1e-3 else 0.0
 
 
 class _bar:
@@ -295,6 +421,8 @@ class _bar:
 
 
 def _solution(problem, frames, stats):
+    if isinstance(frames, watch.Sink):
+        return frames.solution(stats, problem.equation)
     state = problem.state
     C, final, times = len(problem.equation.names), dispatch.copy(frames[:, -1]), problem.times
     if problem.hidden:

@@ -7,21 +7,24 @@ from fastdiff.equations._base import samples
 from fastdiff.grid import Grid
 from fastdiff.kernels._threads import check_threads
 from fastdiff.state import read
-from fastdiff.steppers.euler import Euler, unstable
-
-METHODS = ("euler",)
+from fastdiff.steppers import METHODS
+from fastdiff.steppers._base import Run, unstable
 
 
 class Stepper:
     """One time step of an equation as a function: `step(u, t=0.0) -> u` at t + dt.
 
     u as in `fd.solve`, and the result is of the same kind and shape. `fd.Dirichlet()` holds the values of the u given.
+    method  "euler", "rk4", "rk23", "rkl2", "crank_nicolson", "strang" or "etdrk4", see `fd.solve`. Crank-Nicolson has no
+            damped start here: a step knows nothing of the one before.
+
     Raises Unstable for a step beyond the stability limit. Safe to call from several threads.
     """
 
     def __init__(self, equation, grid, *, dt, boundary=None, method="euler", threads=None):
         if method not in METHODS:
             raise ValueError(f"unknown method {method!r} of a stepper; known: {', '.join(METHODS)}")
+        self.method = METHODS[method]
         if not isinstance(grid, Grid):
             raise TypeError(f"grid is an fd.Grid, not {type(grid).__name__}")
         if not (np.isfinite(dt) and dt > 0):
@@ -30,13 +33,14 @@ class Stepper:
         self.equation, self.grid, self.dt, self.boundary, self.threads = equation, grid, float(dt), boundary, threads
         self._runs: dict = {}
         conditions(boundary, grid, equation.names)
-        if dt > equation.stable_dt(grid) * (1 + 1e-9):  # the walls are looked at when the batch is known
-            raise unstable(dt, equation.stable_dt(grid))
+        limit = equation.stable_dt(grid) * self.method.reach
+        if dt > limit * (1 + 1e-9):  # the walls are looked at when the batch is known
+            raise unstable(dt, limit, method)
 
-    def _run(self, batch, dtype) -> Euler:
+    def _run(self, batch, dtype) -> Run:
         key = batch, str(dtype).removeprefix("torch.")
         if key not in self._runs:
-            run = Euler(self.equation, self.grid, self.boundary, *key, threads=self.threads)
+            run = self.method.run(self.method, self.equation, self.grid, self.boundary, *key, threads=self.threads)
             run.check(self.dt)
             self._runs[key] = run
         return self._runs[key]
@@ -52,7 +56,7 @@ class Stepper:
     def _advance(self, state, u, steps, t, initial):
         run = self._run(state.batch, u.dtype)
         held = _host(initial) if run.faces.needs_initial else None
-        return run.advance(u, t, self.dt, steps, initial=held)
+        return run.newest(run.advance(run.load(u), t, self.dt, steps, initial=held))
 
 
 def _host(u):

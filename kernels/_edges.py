@@ -31,7 +31,8 @@ class Edges(NamedTuple):
            numbers: kind, address of g(t, x, y, z, u) or 0, offset of g in `reals`, its strides per sample, per time
            step and per cell of the face, offset of (alpha, beta, gamma) in `reals`, its stride per sample
     reals  0, weights of u0 and u1 in the value of u at a face; then all coefficients and values
-    clock  float64: time of step 0, dt, origin (3), spacing (3), coordinate of each side's face (6)
+    clock  float64: time of step 0, dt, origin (3), spacing (3), coordinate of each side's face (6); then, where time
+           levels are not equally spaced, the time of each
     """
 
     ints: Any
@@ -54,6 +55,15 @@ def _cast_like(array, x):
     return cast
 
 
+CLOCK = 14  # numbers in `clock` before the times of unequal levels
+
+
+@inner
+def time_of(e, step):
+    """The time of a level."""
+    return e.clock[CLOCK + step] if len(e.clock) > CLOCK else e.clock[0] + e.clock[1] * step
+
+
 @inner
 def called_value(e, address, side, step, i0, i1, i2, u0, u1):
     """g from a compiled function of time, place and the field's value at the face."""
@@ -71,7 +81,7 @@ def called_value(e, address, side, step, i0, i1, i2, u0, u1):
             else:
                 z = where
     u = e.reals[1] * u0 + e.reals[2] * u1
-    return cast_like(e.reals, call_boundary(address, e.clock[0] + e.clock[1] * step, x, y, z, u))
+    return cast_like(e.reals, call_boundary(address, time_of(e, step), x, y, z, u))
 
 
 @inner  # no contraction: the same bits wherever it is called
@@ -123,7 +133,7 @@ def make_edges(shape, periodic, dtype, sides=None, *, components=1, batch=1, sta
     dtype = np.dtype(dtype)
     ints = np.zeros(HEAD + components * 6 * ITEMS, np.int64)
     ints[:3], ints[3:6], ints[6:8] = ABSENT, -1, (batch, components)
-    clock = np.zeros(14)
+    clock = np.zeros(CLOCK)
     clock[:2] = start, dt
     reals: list[np.ndarray] = [np.array([0.0, *face_weights], dtype)]
     for k, a in enumerate(axes):
@@ -185,7 +195,7 @@ def _face_values(u, edges, c, axis, end, step):
             others = [i for i in range(u.ndim - 2) if i != axis]
             places.append(np.broadcast_to(line.reshape([-1 if i == j else 1 for i in others]), face))
     places += [np.zeros(face)] * (3 - len(places))
-    t = edges.clock[0] + edges.clock[1] * step
+    t = edges.clock[CLOCK + step] if len(edges.clock) > CLOCK else edges.clock[0] + edges.clock[1] * step
     return np.array([[function(t, *p, v) for *p, v in zip(*(q.ravel() for q in places), f.ravel())] for f in field]
                     ).reshape(u.shape[0], *face)
 

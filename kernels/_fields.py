@@ -21,10 +21,9 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from fastdiff.kernels._edges import PERIODIC
+from fastdiff.kernels._edges import CLOCK, PERIODIC
 from fastdiff.kernels._jit import FASTMATH
 
-LEVELS = 14  # numbers of a clock before the times of unequal levels
 ROOM = 32  # cells around a row: whole vectors at both ends
 
 
@@ -175,8 +174,8 @@ _compiled_next(next2, "np.uint64(1)")
 def now(clock, at, like):
     """The time of a step, computed in float64, in the precision of `like`."""
     times = clock.times
-    unequal = len(times) > LEVELS
-    return np.asarray(like).dtype.type(times[LEVELS + at.step] if unequal else times[0] + times[1] * at.step)
+    unequal = len(times) > CLOCK
+    return np.asarray(like).dtype.type(times[CLOCK + at.step] if unequal else times[0] + times[1] * at.step)
 
 
 @overload(now, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
@@ -185,7 +184,7 @@ def _now(clock, at, like):
 
     def time(clock, at, like):
         times = clock.times
-        return kind(times[LEVELS + at.step] if len(times) > LEVELS else times[0] + times[1] * at.step)
+        return kind(times[CLOCK + at.step] if len(times) > CLOCK else times[0] + times[1] * at.step)
 
     return time
 

@@ -29,6 +29,7 @@ from fastdiff.kernels._edges import (
     ABSENT,
     BOUNDED,
     CALL,
+    CLOCK,
     COEF,
     COEF_PER_SAMPLE,
     GHOST,
@@ -106,7 +107,13 @@ def _called(e, values, c, side, step, i0, i1, i2, u0, u1):
     y = place(e, e.ints[4], side, i0, i1, i2)
     z = place(e, e.ints[5], side, i0, i1, i2)
     u = e.clock.dtype.type(e.reals[1] * u0 + e.reals[2] * u1)
-    return e.reals.dtype.type(value_at(values, c, side, e.clock[0] + e.clock[1] * step, x, y, z, u))
+    return e.reals.dtype.type(value_at(values, c, side, time_of(e, step), x, y, z, u))
+
+
+@register_jitable
+def time_of(e, step):
+    """The time of a level."""
+    return e.clock[CLOCK + step] if len(e.clock) > CLOCK else e.clock[0] + e.clock[1] * step
 
 
 @register_jitable

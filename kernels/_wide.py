@@ -14,8 +14,8 @@ A rule class says how far it looks with `near`; the `u` of its `change` then has
 padded copies. There is no blocking in time: a wide rule needs halos and rings that are `reach` times as large, and does
 several times the arithmetic per cell, so there is less to gain; the blocked schedules stay as small as they are.
 
-Beyond a wall stand `reach` ghosts. The first is that of the edges, g1 = alpha u0 + beta u1 + gamma g; the k-th continues
-it by reflection, where u0, u1, ... are the cells inside:
+Beyond a wall stand `reach` ghosts. The first is that of the edges, g1 = alpha u0 + beta u1 + gamma g; the k-th
+continues it by reflection, where u0, u1, ... are the cells inside:
 
     held (u0 on the wall)           2 u0 - u_k
     nodes, beta != 0                u_k + k (g1 - u1)
@@ -134,7 +134,8 @@ def _update_wide(p, dst, d, cs, src, rows, pitch, lo, hi, step, i0, i1, origin):
         "    k0 = zero",
         *(f"    k{c} = k{c - 1} + cs" for c in range(1, count)),
         "    for x in range(lo, hi):",
-        f"        new = cell(p, {stars[0] if count == 1 else '(' + ', '.join(stars) + ')'}, At(step, i0, i1, x + origin))",
+        f"        new = cell(p, {stars[0] if count == 1 else '(' + ', '.join(stars) + ')'}, "
+        "At(step, i0, i1, x + origin))",
         *(f"        dst[d + k{c} + x] = new{'' if count == 1 else f'[{c}]'}" for c in range(count)),
     ]
     scope = {"cell": cell, "Near": NEAR[near], "At": At, "zero": np.uint64(0),
@@ -145,7 +146,8 @@ def _update_wide(p, dst, d, cs, src, rows, pitch, lo, hi, step, i0, i1, origin):
 
 
 @inner
-def ghost_cells(e, b, c, side, buf, edge, step_in, k_first, count, along, reach, n, step, i0, i1, i2, d0, d1, d2, n1, n2):
+def ghost_cells(e, b, c, side, buf, edge, step_in, k_first, count, along, reach, n, step, i0, i1, i2, d0, d1, d2, n1,
+                n2):
     """The ghosts beyond one side, for `count` cells of its face.
 
     The first cell of the face is at offset `edge` in `buf`, the next `along` further; inwards cells are `step_in`
@@ -156,7 +158,7 @@ def ghost_cells(e, b, c, side, buf, edge, step_in, k_first, count, along, reach,
     held = e.ints[k] == HOLD
     at = e.ints[k + COEF] + e.ints[k + COEF_PER_SAMPLE] * b
     alpha, beta, gamma = e.reals[at], e.reals[at + 1], e.reals[at + 2]
-    limit0, limit1, limit2 = e.ints[0], n1 - 1, n2 - 1
+    limit1, limit2 = n1 - 1, n2 - 1
     for q in range(count):
         o, m = edge + q * along, k_first + q
         u0, u1 = buf[o], buf[o + step_in * min(np.int64(1), n - 1)]
@@ -217,17 +219,17 @@ def dress(e, b, C, buf, base, cs, plane, pitch, h0, h1, i0, i1, reach, step, n0,
             if e.ints[2] == PERIODIC:
                 wrap_cells(buf, rows, one, n1, pitch, reach, n2)
             elif e.ints[2] == BOUNDED:
-                ghost_cells(e, b, c, 4, buf, rows, one, none, n1, pitch, reach, n2, step, i, none, none, none, one, none,
-                            n1, n2)
-                ghost_cells(e, b, c, 5, buf, rows + n2 - 1, -one, none, n1, pitch, reach, n2, step, i, none, n2 - 1, none,
-                            one, none, n1, n2)
+                ghost_cells(e, b, c, 4, buf, rows, one, none, n1, pitch, reach, n2, step, i, none, none, none, one,
+                            none, n1, n2)
+                ghost_cells(e, b, c, 5, buf, rows + n2 - 1, -one, none, n1, pitch, reach, n2, step, i, none, n2 - 1,
+                            none, one, none, n1, n2)
             wide = n2 + 2 * reach if e.ints[2] != ABSENT else n2
             start = -reach if e.ints[2] != ABSENT else none
             if e.ints[1] == PERIODIC:
                 wrap_cells(buf, rows + start, pitch, wide, one, reach, n1)
             elif e.ints[1] == BOUNDED:
-                ghost_cells(e, b, c, 2, buf, rows + start, pitch, start, wide, one, reach, n1, step, i, none, none, none,
-                            none, one, n1, n2)
+                ghost_cells(e, b, c, 2, buf, rows + start, pitch, start, wide, one, reach, n1, step, i, none, none,
+                            none, none, one, n1, n2)
                 ghost_cells(e, b, c, 3, buf, rows + start + (n1 - 1) * pitch, -pitch, start, wide, one, reach, n1, step,
                             i, n1 - 1, none, none, none, one, n1, n2)
         if e.ints[0] == BOUNDED:
@@ -378,7 +380,7 @@ def _ghost(u, edges, c, axis, a, end, step, j, inside):
 
 
 def wide_row(rule, dtype):
-    """The hot loop of a lowered rule alone, and the signature to compile it for: what the machine-code gate looks at."""
+    """The hot loop of a lowered rule alone, and the signature to compile it for, for the machine-code gate."""
     from numba import njit, typeof
 
     from fastdiff.kernels._jit import FLAGS

@@ -16,8 +16,8 @@ keeps the field's range.
 
 Shapes: u (B, 1, *grid); weights (2*ndim, B or 1, *grid), the low and the high neighbour of each axis in turn; decay and
 source (B or 1, *grid), or None. Units: all are pure numbers, `source` is an amount of u.
-Source: Patankar, Numerical Heat Transfer and Fluid Flow, Hemisphere 1980, eq. (4.9) for the harmonic mean and (3.31) for
-the general form; LeVeque, Finite Volume Methods for Hyperbolic Problems, Cambridge 2002, section 4.1.
+Source: Patankar, Numerical Heat Transfer and Fluid Flow, Hemisphere 1980, eq. (4.9) for the harmonic mean and
+(3.31) for the general form; LeVeque, Finite Volume Methods for Hyperbolic Problems, Cambridge 2002, section 4.1.
 """
 
 from typing import Any, NamedTuple
@@ -206,8 +206,8 @@ def _sample(more, faces):
 
 def _kernel(name, ndim, faces=False, **more):
     return Kernel(name=name, reference=reference, cpu=cpu, cuda=cuda, sample=_sample(more, faces), ndim=ndim, rule=rule,
-                  order=(2, 1), bytes_per_cell=2 + (1 if faces else 2) * ndim + len(more), flops_per_cell=6 * ndim + 2 * len(more),
-                  tolerance=6)
+                  order=(2, 1), bytes_per_cell=2 + (1 if faces else 2) * ndim + len(more),
+                  flops_per_cell=6 * ndim + 2 * len(more), tolerance=6)
 
 
 KERNELS = [

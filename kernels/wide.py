@@ -115,7 +115,8 @@ def _sample(near, ndim, fields):
                 sides[0, ndim - 1 - k, end] = walls[end]
         edges = make_edges(shape, [k < ndim - 2 for k in range(ndim)], dtype, sides, batch=2)
         decay = {"decay": -rng.uniform(0, 0.1, size).astype(dtype)} if fields else {}
-        return dict(u=rng.random((2, 1, *shape)).astype(dtype), near=near, weights=weights, edges=edges, steps=5, **decay)
+        u = rng.random((2, 1, *shape)).astype(dtype)
+        return dict(u=u, near=near, weights=weights, edges=edges, steps=5, **decay)
 
     return sample
 
@@ -142,8 +143,8 @@ def _ptx(near, ndim, fields):
 
 SMALL = {1: {(1,): "one cell", (2,): "fewer cells than a ghost is deep", (3,): "as many", (17,): "prime",
              (6551,): "several slabs"},
-         2: {(1, 1): "one cell", (1, 13): "one row", (13, 1): "one column", (2, 3): "fewer than ghosts", (7, 19): "primes",
-             (61, 131): "several slabs"},
+         2: {(1, 1): "one cell", (1, 13): "one row", (13, 1): "one column", (2, 3): "fewer than ghosts",
+             (7, 19): "primes", (61, 131): "several slabs"},
          3: {(1, 1, 1): "one cell", (1, 5, 4): "one plane", (4, 1, 5): "one row", (3, 5, 7): "primes",
              (19, 17, 33): "several slabs"}}
 

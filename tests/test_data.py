@@ -3,12 +3,12 @@
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 import fastdiff as fd
-from fastdiff.data import campaign, files, initial, recipes
+from fastdiff.data import campaign, files, initial, recipes, store
+from fastdiff.data.job import Job
+from fastdiff.data.layouts.own import Own
 
 SMALL: dict[str, Any] = dict(samples=7, shape=(24, 20), frames=4, progress=False)
 SHORT = {"gray-scott": replace(recipes.GRAY_SCOTT, t_end=60.0), "heat": replace(recipes.HEAT, t_end=0.05)}
@@ -151,22 +153,22 @@ def test_initial_fields_do_not_depend_on_resolution(kind, basis):
 
 def interrupted_at(monkeypatch, block):
     """The keyboard interrupts the campaign while this block, counted from 0, is solved."""
-    solve, calls = campaign.Job.solve, []
+    make, calls = Job.make, []
 
     def stop(self, *args):
         if len(calls) == block:
             raise KeyboardInterrupt
         calls.append(args)
-        return solve(self, *args)
+        return make(self, *args)
 
-    monkeypatch.setattr(campaign.Job, "solve", stop)
+    monkeypatch.setattr(Job, "make", stop)
 
 
 def test_interrupted_and_resumed(whole, tmp_path, monkeypatch):
     path = tmp_path / "a.h5"
     with monkeypatch.context() as patch:
         interrupted_at(patch, 2)
-        with pytest.raises(KeyboardInterrupt, match="2 of 4 blocks are kept in .*a.h5.parts: run the same again"):
+        with pytest.raises(KeyboardInterrupt, match="4 of 7 samples are kept in .*a.h5.parts: run the same again"):
             make(path, block=2)
     assert not path.exists()
     report = make(path, block=5, threads=1)
@@ -176,7 +178,7 @@ def test_interrupted_and_resumed(whole, tmp_path, monkeypatch):
 
 def test_interrupted_before_the_first_block_leaves_nothing(tmp_path, monkeypatch):
     interrupted_at(monkeypatch, 0)
-    with pytest.raises(KeyboardInterrupt, match="no block was done"):
+    with pytest.raises(KeyboardInterrupt, match="no sample was done"):
         make(tmp_path / "a.h5", block=2)
     assert os.listdir(tmp_path) == []
 
@@ -185,11 +187,14 @@ KILLED = """
 import sys, time
 from dataclasses import replace
 import fastdiff as fd
-from fastdiff.data import campaign, files, recipes
-slow = {slow}
+from fastdiff.data import files, recipes, store
+from fastdiff.data.job import Job
+slow, when = {slow}, {when}
 def slowly(function):
     def call(*args):
-        time.sleep(0.25)
+        if len(args) > 1 and args[1] == when or when is None:
+            print("now", flush=True)
+            time.sleep(5)
         return function(*args)
     return call
 setattr(slow[0], slow[1], slowly(getattr(*slow)))
@@ -198,39 +203,65 @@ fd.data.generate(replace(recipes.GRAY_SCOTT, t_end=60.0), sys.argv[1], samples=7
 """
 
 
-@pytest.mark.parametrize("slow, moment", [
-    ("(campaign.Job, 'solve')", "*2.block"),
-    ("(files, '_flush')", "*1.block.*.tmp"),
-    ("(files, 'read_block')", "a.h5.*.tmp"),
-], ids=["solving", "writing", "merging"])
-def test_killed_and_resumed(whole, tmp_path, slow, moment):
-    """SIGKILL while solving, while writing a block, and while merging."""
+@pytest.mark.parametrize("slow, when, found", [
+    ("(Job, 'make')", 2, (0, 1, 2)),
+    ("(store.Target, 'write')", 2, (2,)),
+    ("(store.Store, 'note')", 3, (3,)),
+    ("(store.Store, 'finish')", None, (7,)),
+    ("(store, 'combine')", None, (7,)),
+], ids=["solving", "writing", "noting", "finishing", "filling in"])
+def test_killed_and_resumed(whole, tmp_path, slow, when, found):
+    """SIGKILL while solving, while writing a block, before it is noted, and at the end."""
     path = tmp_path / "a.h5"
-    child = subprocess.Popen([sys.executable, "-c", KILLED.format(slow=slow), str(path)])
-    parts, deadline = tmp_path / "a.h5.parts", time.monotonic() + 120
-    while not (found := list(parts.glob(moment))) and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
+    child = subprocess.Popen([sys.executable, "-c", KILLED.format(slow=slow, when=when), str(path)],
+                             stdout=subprocess.PIPE)
+    assert child.stdout is not None and child.stdout.readline() == b"now\n"
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert found and not path.exists()
+    child.stdout.close()
+    assert not path.exists()
     report = make(path)
     assert digest(path) == digest(whole["gray-scott"]) and os.listdir(tmp_path) == ["a.h5"]
-    assert report.found > 0
+    assert report.found in found
 
 
-def test_damaged_and_truncated_blocks_are_made_again(whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize("cut", [1, 30, 200])
+def test_a_journal_cut_short_loses_the_last_entry_alone(whole, tmp_path, monkeypatch, cut):
     path = tmp_path / "a.h5"
     with monkeypatch.context() as patch:
         interrupted_at(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             make(path, block=2)
-    first, second, _ = sorted((tmp_path / "a.h5.parts").glob("*.block"))
-    flipped = bytearray(first.read_bytes())
-    flipped[-100] ^= 1
-    first.write_bytes(flipped)
-    os.truncate(second, second.stat().st_size - 8)
+    journal = tmp_path / "a.h5.parts" / "journal"
+    os.truncate(journal, journal.stat().st_size - cut)
+    assert make(path).found == 4
+    assert digest(path) == digest(whole["gray-scott"])
+
+
+def test_damaged_samples_of_an_earlier_run_are_made_again(whole, tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            make(path, block=2)
+    data = tmp_path / "a.h5.parts" / "data.h5"
+    with h5(data, "r+") as file:
+        file["fields"][1, 2, 0, 5, 5] += 1
+        file["fields"][4, 3] = 0
     report = make(path, block=2)
-    assert report.redone == 1 and report.found == 4
+    assert report.redone == (1, 4) and report.found == 6
+    assert digest(path) == digest(whole["gray-scott"])
+
+
+@pytest.mark.parametrize("damage", [os.unlink, lambda p: os.truncate(p, 3000), lambda p: p.write_bytes(b"no")])
+def test_a_file_damaged_beyond_use_is_begun_again(whole, tmp_path, monkeypatch, damage):
+    path = tmp_path / "a.h5"
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            make(path, block=2)
+    damage(tmp_path / "a.h5.parts" / "data.h5")
+    assert make(path, block=2).found == 0
     assert digest(path) == digest(whole["gray-scott"])
 
 
@@ -266,8 +297,8 @@ def test_unfinished_run_of_something_else_is_refused(tmp_path, monkeypatch):
 
 def test_two_processes_at_once_are_refused(tmp_path):
     path = tmp_path / "a.h5"
-    job = campaign._job(SHORT["gray-scott"], 7, (24, 20), 0, 4, "cpu", "fastdiff")
-    with campaign._Parts(path, job, False, 2):
+    job = campaign._job(SHORT["gray-scott"], 7, (24, 20), 0, 4, "cpu")
+    with store.Store(path, job, Own, False):
         with pytest.raises(FileExistsError, match="another process is generating"):
             make(path)
         assert list((tmp_path / "a.h5.parts").glob("manifest.json"))
@@ -286,8 +317,8 @@ def test_paths_that_cannot_be_written(tmp_path, path, message):
 
 def test_too_little_room_is_seen_first(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(campaign.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 1000))
-    with pytest.raises(OSError, match="needs 0.00 GB while it is made .*: make room"):
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 1000))
+    with pytest.raises(OSError, match="needs 0.00 GB, but only 0.00 GB are free: make room"):
         make(tmp_path / "a.h5")
     assert os.listdir(tmp_path) == []
 
@@ -301,20 +332,15 @@ def small_files_only():
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_disk_that_fills_up_at_the_first_block(whole, tmp_path, small_files_only):
+def test_a_disk_without_room_is_seen_before_anything_is_computed(tmp_path, small_files_only, monkeypatch):
+    monkeypatch.setattr(Job, "make", None)
     with pytest.raises(OSError, match=r"could not write .*a.h5 \(File too large\); nothing is left behind"):
         make(tmp_path / "a.h5", block=2)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_disk_that_fills_up_while_merging(whole, tmp_path, small_files_only):
-    with pytest.raises(OSError, match=r"\(File too large\); 7 of 7 blocks are kept"):
-        make(tmp_path / "a.h5", block=1)
-    assert not (tmp_path / "a.h5").exists() and not list((tmp_path / "a.h5.parts").glob("*.tmp"))
-
-
 def test_a_full_disk_says_so_and_the_run_goes_on_later(whole, tmp_path, monkeypatch):
-    write, calls = files.write_block, []
+    write, calls = files.write_at, []
 
     def full(*args):
         calls.append(args)
@@ -323,8 +349,8 @@ def test_a_full_disk_says_so_and_the_run_goes_on_later(whole, tmp_path, monkeypa
         write(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_block", full)
-        with pytest.raises(OSError, match="No space left on device.*2 of 7 blocks are kept") as caught:
+        patch.setattr(files, "write_at", full)
+        with pytest.raises(OSError, match="No space left on device.*2 of 7 samples are kept") as caught:
             make(tmp_path / "a.h5", block=1)
     assert caught.value.errno == errno.ENOSPC
     assert make(tmp_path / "a.h5").found == 2
@@ -332,11 +358,14 @@ def test_a_full_disk_says_so_and_the_run_goes_on_later(whole, tmp_path, monkeypa
 
 
 class Deadly(initial.Seeds):
-    """Ends its process at the third sample that is drawn, as the kernel does when memory is out."""
+    """Ends its worker process now and then, as the kernel does when memory is out; the first sample never does."""
 
     def __call__(self, rng, grid):
         drawn.append(1)
-        if len(drawn) > 2:  # two workers share six samples
+        if os.environ["DEADLY"] == "always" and multiprocessing.parent_process():
+            os._exit(9)
+        if os.path.exists(os.environ["DEADLY"]) and multiprocessing.parent_process() and len(drawn) > 1:
+            os.unlink(os.environ["DEADLY"])
             os._exit(9)
         return super().__call__(rng, grid)
 
@@ -344,11 +373,22 @@ class Deadly(initial.Seeds):
 drawn = []
 
 
-def test_a_worker_that_dies_is_told_and_the_blocks_are_kept(tmp_path):
+def test_a_worker_that_dies_has_its_block_redone(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEADLY", str(tmp_path / "once"))
+    (tmp_path / "once").touch()
+    recipe = replace(SHORT["gray-scott"], initial=Deadly())
+    report = fd.data.generate(recipe, tmp_path / "a.h5", **SMALL, workers=2, block=1)
+    assert report.deaths == 1 and fd.data.verify(tmp_path / "a.h5", recipe=recipe).ok
+    other = fd.data.generate(recipe, tmp_path / "b.h5", **SMALL)
+    assert other.deaths == 0 and digest(tmp_path / "a.h5") == digest(tmp_path / "b.h5")
+
+
+def test_workers_that_die_again_and_again_are_told_and_the_blocks_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEADLY", "always")
     path, recipe = tmp_path / "a.h5", replace(SHORT["gray-scott"], initial=Deadly())
-    with pytest.raises(RuntimeError, match="a worker process died .* run the same again"):
+    with pytest.raises(RuntimeError, match="worker processes die again and again .* run the same again"):
         fd.data.generate(recipe, path, **SMALL, workers=2, block=1)
-    assert not path.exists() and len(list((tmp_path / "a.h5.parts").glob("*.block"))) in range(1, 7)
+    assert not path.exists() and (tmp_path / "a.h5.parts").exists()
 
 
 def test_what_is_not_ours_is_left_alone(whole, tmp_path):
@@ -386,14 +426,16 @@ def test_a_trajectory_that_is_not_finite_names_its_sample(tmp_path):
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(recipe="gray"), "unknown recipe 'gray'; known: gray-scott, heat, heat-insulated"),
+    (dict(recipe="gray"), "unknown recipe 'gray'; known: "),
     (dict(samples=0), "samples must be at least 1, got 0"),
     (dict(samples=2.5), "samples must be a whole number, got 2.5"),
     (dict(frames=1), "frames must be at least 2"),
     (dict(seed=-1), "seed must not be negative"),
     (dict(shape=(0, 4)), "at least one cell"),
     (dict(workers=0), "workers must be at least 1"),
-    (dict(layout="zip"), "unknown layout 'zip'; known: fastdiff"),
+    (dict(layout="zip"), "unknown layout 'zip'; known: fastdiff, pdebench, "),
+    (dict(diverged="maybe"), "unknown choice 'maybe' for diverged; known: refuse, redraw"),
+    (dict(workers=2, cluster="tcp://a:1"), "give workers or a cluster, not both"),
     (dict(device="tpu"), "unknown device 'tpu'; known: cpu, cuda"),
     (dict(recipe=replace(recipes.HEAT, method="auto")), "a recipe names its method"),
     (dict(recipe=replace(recipes.HEAT, equation="Hat")), "unknown equation 'Hat' of recipe 'heat'; known: "),
@@ -472,14 +514,16 @@ def test_damaged_data_sets_are_refused(whole, tmp_path):
 
 
 def test_verify(whole, tmp_path):
-    assert fd.data.verify(whole["heat"]) == fd.data.Verification(whole["heat"], 7, ())
+    found = fd.data.verify(whole["heat"])
+    assert found.ok and found.samples == 7 and found.solved == 1
     path = tmp_path / "a.h5"
     path.write_bytes(whole["heat"].read_bytes())
     with h5(path, "r+") as file:
         file["fields"][2, 1, 0, 3, 3] = np.nan
-    problems = fd.data.verify(path).problems
-    assert problems == ("sample 2: checksum differs, its numbers were changed after writing",
-                        "sample 2: not finite at frame 1")
+    found = fd.data.verify(path)
+    assert found.damaged == (2,) and found.problems == (
+        "sample 2: checksum differs, its numbers were changed after writing", "sample 2: not finite at frame 1")
+    assert fd.data.repair(path) == (2,) and fd.data.verify(path).ok and digest(path) == digest(whole["heat"])
     with h5(path, "r+") as file:
         del file["t"]
     assert fd.data.verify(path).problems == ("t missing",)

@@ -128,7 +128,7 @@ def test_bad_coefficients():
         (fd.Heat(np.ones((3, 20))), np.zeros(20), grid, "parameters for 3 samples, but u0 has 1"),
         (fd.Heat(np.ones(20)), np.zeros((20, 20)), grid, r"one a sample or one a point.*\(20, 1\) or \(1, 20\)"),
         (fd.Heat(np.ones((5, 7))), np.zeros((6, 7)), square, r"one number a sample, not an array of shape \(5, 7\)"),
-        (fd.Heat(np.ones((2, 5, 7))), np.zeros((2, 6, 7)), square, r"has shape \(2, 5, 7\): expected a number, \(6, 7\)"),
+        (fd.Heat(np.ones((2, 5, 7))), np.zeros((2, 6, 7)), square, r"shape \(2, 5, 7\): expected a number, \(6, 7\)"),
         (fd.Heat("1 - 2*x"), np.zeros(20), grid, "diffusivity must be at least 0, but is -1"),
         (fd.Heat("1/x"), np.zeros(20), grid, r"diffusivity must be finite at \(0,\)"),
         (fd.Heat("1 + q"), np.zeros(20), grid, "unknown name 'q'"),
@@ -603,8 +603,8 @@ def test_matrices_in_a_box_against_a_manufactured_solution(centering, walls):
         places = grid.coordinates()
         equation = fd.Heat([[str(entry) for entry in D.row(k)] for k in range(2)], source=str(f))
         got = run(equation, np.broadcast_to(exact(0.0, *places), grid.shape).copy(), grid, 0.05, boundary, share=0.4)
-        errors.append(np.abs(got - exact(0.05, *places)).max())
-    assert order(errors)[-1] > 1.6, errors
+        errors.append(np.sqrt(np.square(got - exact(0.05, *places)).mean()))  # at corners the order is 3/2
+    assert order(errors)[-1] == pytest.approx(2, abs=0.25), errors
 
 
 @pytest.mark.parametrize("centering", CENTERINGS)
@@ -646,7 +646,7 @@ def test_bad_wide_operators():
         (lambda: fd.Heat([[1.0, 0.2], [0.1, 1.0]]).stable_dt(square), "must be symmetric"),
         (lambda: fd.Heat([[1.0, 0.2], [0.2]]), "square"),
         (lambda: fd.Heat(np.eye(3)).stable_dt(square), "3 rows does not fit a grid of 2 axes"),
-        (lambda: fd.AdvectionDiffusion(1.0, 1.0, scheme="upwind3").stable_dt(fd.Grid.graded([0, 1, 3.0])), "equal spacing"),
+        (lambda: fd.AdvectionDiffusion(1.0, 1.0, "upwind3").stable_dt(fd.Grid.graded([0, 1, 3.0])), "equal spacing"),
     ]:
         with pytest.raises(ValueError, match=message):
             make()

@@ -1,12 +1,12 @@
 """A contact sheet: some samples of a data set on one picture."""
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 
-from fastdiff.data.files import open_file, written_whole
+from fastdiff.data.files import written_whole
+from fastdiff.data.layouts import source
 
 SAMPLES, FRAMES = 8, 6
 
@@ -17,28 +17,32 @@ def contact_sheet(path, picture: str | os.PathLike | None = None, samples: int =
     `picture` is where to write it, by default beside the data set, as .png. In 3-D, slices through the middle.
     """
     picture = Path(picture) if picture is not None else Path(path).with_suffix(".png")
-    with open_file(path) as file:
-        data, times, names = file["fields"], file["t"][:], file["fields"].attrs["names"]
-        rows = range(min(samples, data.shape[0]))
-        titles = [_title(file, row) for row in rows]
-        shown = np.unique(np.linspace(0, len(times) - 1, frames).round().astype(int))
-        if data.ndim == 4:
-            panels = [[data[row, :, -1]] for row in rows]
-        else:
-            middle = tuple(n // 2 for n in data.shape[5:])
-            panels = [[data[(row, t, -1, slice(None), slice(None), *middle)].T for t in shown] for row in rows]
-        heads = [f"t = {times[t]:g}" for t in shown] if data.ndim > 4 else ["time downwards, x to the right"]
-        figure = _draw(panels, titles, heads, f"{file.attrs['recipe']}, {names[-1]}")
+    figure = sheet(path, samples, frames)
     with written_whole(picture) as temporary:
         figure.savefig(temporary, format="png", dpi=80)
     return picture
 
 
-def _title(file, row):
-    labels = json.loads(file.attrs["labels"])
-    values = {name: d[row] for name, d in file["parameters"].items()}
-    texts = [values[name].decode() for name in labels]
-    return "\n".join(texts + [f"{name} = {v:.4g}" for name, v in values.items() if name not in labels])
+def sheet(path, samples: int = SAMPLES, frames: int = FRAMES):
+    """The contact sheet as a matplotlib figure."""
+    with source(path) as there:
+        rows = range(min(samples, there.shape[0]))
+        shown = np.unique(np.linspace(0, there.shape[1] - 1, frames).round().astype(int))
+        if len(there.shape) == 4:
+            panels = [[there.read(row)[:, -1]] for row in rows]
+        else:
+            middle = tuple(n // 2 for n in there.shape[5:])
+            panels = [[there.read(row, int(t), 1)[(0, -1, slice(None), slice(None), *middle)].T for t in shown]
+                      for row in rows]
+        heads = [f"t = {there.t[t]:g}" for t in shown] if len(there.shape) > 4 else ["time downwards, x to the right"]
+        return _draw(panels, [title(there, row) for row in rows], heads, f"{there.name}, {there.names[-1]}")
+
+
+def title(there, row) -> str:
+    """A sample's labels and parameters, in lines."""
+    texts = [str(there.parameters[name][row]) for name in there.labels if name in there.parameters]
+    return "\n".join(texts + [f"{name} = {there.parameters[name][row]:.4g}" for name in there.numbers()
+                              if there.parameters[name].ndim == 1])
 
 
 def _draw(panels, titles, heads, title):
@@ -62,4 +66,4 @@ def _draw(panels, titles, heads, title):
     return figure
 
 
-__all__ = ["contact_sheet"]
+__all__ = ["contact_sheet", "sheet", "title"]

@@ -17,6 +17,6 @@ from fastdiff.equations.schnakenberg import Schnakenberg
 from fastdiff.equations.sir import SIR
 from fastdiff.equations.swift_hohenberg import SwiftHohenberg
 
-__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Burgers", "CahnHilliard", "DiffusionSorption", "Equation",
-           "FisherKPP", "FitzHughNagumo", "GrayScott", "Heat", "PorousMedium", "ReactionDiffusion", "SIR",
+__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Burgers", "CahnHilliard", "DiffusionSorption",
+           "Equation", "FisherKPP", "FitzHughNagumo", "GrayScott", "Heat", "PorousMedium", "ReactionDiffusion", "SIR",
            "Schnakenberg", "SwiftHohenberg"]

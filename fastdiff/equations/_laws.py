@@ -55,7 +55,7 @@ def _module(source: str, parameters: int) -> ModuleType:
 def _write(source, parameters, tag) -> str:
     import sympy
 
-    (u,), a, dt = _symbols("u", 1), _symbols("a", parameters), sympy.Symbol("dt", positive=True)
+    a, dt = _symbols("a", parameters), sympy.Symbol("dt", positive=True)
     value = sympy.sympify(Expression(source, ("u0", *map(str, a))).sympy())
     if value.has(sympy.zoo, sympy.nan, sympy.oo, sympy.I):
         raise ValueError(f"{source!r} is not a finite real number")

@@ -192,7 +192,8 @@ def _mean_faces(grid, D, axis):
     """Arithmetic means at the low and the high face of each cell; 0 at walls."""
     one, two = _sides(D, axis)
     inner = (one + two) / 2
-    ends = [(D.take([-1], axis + 1) + D.take([0], axis + 1)) / 2 if grid.periodic[axis] else 0 * D.take([0], axis + 1)] * 2
+    first, last = D.take([0], axis + 1), D.take([-1], axis + 1)
+    ends = [(last + first) / 2 if grid.periodic[axis] else 0 * first] * 2
     return np.concatenate([ends[0], inner], axis + 1), np.concatenate([inner, ends[1]], axis + 1)
 
 

@@ -86,7 +86,8 @@ class AdvectionDiffusion(AsGiven):
     def _spread(self, grid, batch):
         parts = _parts(self.diffusivity)
         fields = self._over(self.diffusivity, grid, "diffusivity", batch, 0.0)
-        return parts * grid.ndim if len(parts) == 1 else parts, [np.broadcast_to(f, (len(f), *grid.shape)) for f in fields]
+        fields = [np.broadcast_to(f, (len(f), *grid.shape)) for f in fields]
+        return parts * grid.ndim if len(parts) == 1 else parts, fields
 
     @cached_property
     def _kept(self) -> dict:

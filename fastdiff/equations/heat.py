@@ -80,7 +80,8 @@ class Heat(AsGiven):
         D, R = (np.ones((1, 1)) if law is None else law.host(u) for law in self._laws)
         for values, what, least in ((D, "diffusivity", 0.0), (R, "capacity", 0.0)):
             if np.nanmin(values) < least or (what == "capacity" and np.nanmin(values) == 0):
-                raise ValueError(f"the {what} falls to {np.nanmin(values):g} between the bounds {low:g} and {high:g} of u")
+                raise ValueError(f"the {what} falls to {np.nanmin(values):g} between the bounds {low:g} and {high:g} "
+                                 "of u")
         ratio = D / R
         if not np.isfinite(ratio).any():
             raise ValueError(f"D(u) / R(u) is finite nowhere between the bounds {low:g} and {high:g} of u")
@@ -100,7 +101,8 @@ class Heat(AsGiven):
             D = D.tolist()
         rows = isinstance(D, tuple | list) and len(D) > 1 and all(isinstance(r, tuple | list) for r in D)
         if rows and any(len(r) != len(D) for r in D):
-            raise ValueError(f"a matrix of diffusivities is square, not with rows of {', '.join(str(len(r)) for r in D)}")
+            raise ValueError("a matrix of diffusivities is square, not with rows of "
+                             + ", ".join(str(len(r)) for r in D))
         return tuple(map(tuple, D)) if rows else None
 
     def _tensor(self, grid, batch):
@@ -116,8 +118,8 @@ class Heat(AsGiven):
         least = np.linalg.eigvalsh(whole)[..., 0]
         if (least <= 0).any():
             place = tuple(map(int, np.argwhere(least <= 0)[0][1:]))
-            raise ValueError(f"a matrix of diffusivities must be positive definite: the smallest eigenvalue at {place} is "
-                             f"{least.min():g}")
+            raise ValueError("a matrix of diffusivities must be positive definite: the smallest eigenvalue at "
+                             f"{place} is {least.min():g}")
         return [[np.broadcast_to(e, (len(e), *grid.shape)) for e in row] for row in D]
 
     def _in_space(self, grid: Grid | None) -> bool:
@@ -208,13 +210,14 @@ class Heat(AsGiven):
         letters = dict(enumerate({1: "2", 2: "02", 3: "012"}[grid.ndim]))
         if self._matrix is None:
             if not self.constant(grid) and (not grid.plain or self._in_space(grid)):
-                raise ValueError(f"order {self.order} needs a constant diffusivity on a Cartesian grid with equal spacing")
+                raise ValueError(f"order {self.order} needs a constant diffusivity on a Cartesian grid with equal "
+                                 "spacing")
             rate = self.diffusivities(grid)[:, 0] / np.square(grid.spacing)
             return (f"star{self.order // 2}", {letter * k + letters[axis]: w * rate[:, axis] for axis in letters
                                                for k, w in enumerate(_LAPLACIAN[self.order], 1) for letter in "mp"})
         if not grid.plain or grid.ndim == 1 or self.order != 2:
-            raise ValueError("a matrix of diffusivities needs order 2 and a Cartesian grid of equal spacing with two or "
-                             "three axes")
+            raise ValueError("a matrix of diffusivities needs order 2 and a Cartesian grid of equal spacing with two "
+                             "or three axes")
         tensor, found = self._tensor(grid, batch), {}
         for a in letters:
             pair = _linear.diffusion(grid, tensor[a][a], a, False, _wall_of(self._matrix[a][a]))

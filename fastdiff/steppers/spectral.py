@@ -28,6 +28,7 @@ Finite Difference Schemes and Partial Differential Equations, 2nd ed., SIAM 2004
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from math import pi
 from typing import Any, NamedTuple
 
@@ -67,10 +68,14 @@ def propagate(u, grid: Grid, boundary, diffusivity, t: float, symbol: str = "exa
 
 
 class Propagator:
-    """A field taken apart into modes once, to be put together at any later time."""
+    """A field taken apart into modes once, to be put together at any later time.
+
+    rtol  allowed relative error in the Euclidean norm, from modes that have died out and are left out: they cost less;
+          default: rounding
+    """
 
     def __init__(self, u, grid: Grid, boundary, diffusivity, symbol: str = "exact", dt: float | None = None, *,
-                 names: tuple[str, ...] = ("u",), threads: int | None = None):
+                 names: tuple[str, ...] = ("u",), threads: int | None = None, rtol: float | None = None):
         if symbol not in SYMBOLS:
             raise ValueError(f"unknown symbol {symbol!r}; known: {', '.join(map(repr, SYMBOLS))}")
         if (symbol == "euler") != (dt is not None) or (dt is not None and not dt > 0):
@@ -85,8 +90,9 @@ class Propagator:
         D = _diffusivity(diffusivity, (*u.shape[:2], grid.ndim))
         faces = lower(boundary, grid, names, len(u), np.float64, u, D)
         self.shape, self.dtype, self.symbol, self.dt = u.shape, u.dtype, symbol, dt
+        tolerance = np.finfo(np.float64).eps if rtol is None else rtol / 10
         self._parts = [_Part(u[:, c], grid, {side[1:]: wall for side, wall in faces.walls.items() if side[0] == c},
-                             _shared(D[:, c]), threads) for c in range(len(names))]
+                             _shared(D[:, c]), threads, tolerance) for c in range(len(names))]
 
     def at(self, t: float, out=None) -> np.ndarray:
         """The field (batch, components, *grid) a time `t` later."""
@@ -94,7 +100,7 @@ class Propagator:
             raise ValueError(f"t must be finite and not before the start, not {t!r}")
         out = np.empty(self.shape, self.dtype) if out is None else out
         for c, part in enumerate(self._parts):
-            out[:, c] = part.at(t, self.symbol, self._steps(t))
+            part.at(t, self.symbol, self._steps(t), out[:, c])
         return out
 
     def _steps(self, t):
@@ -161,28 +167,108 @@ def _along(line, axis, ndim):
     return line.reshape(*line.shape[:-1], *[-1 if k == axis else 1 for k in range(ndim)])
 
 
+class Modes:
+    """The transforms of a box: from a field (batch, *free points) to its modes and back."""
+
+    def __init__(self, grid, held, threads):
+        from fastdiff.kernels._threads import default_threads
+
+        self.grid, self.workers = grid, default_threads() if threads is None else threads
+        self.axes = [_axis(grid, a, (a, 0) in held, (a, 1) in held) for a in range(grid.ndim)]
+        self.held = held
+        self.free = (slice(None), *(axis.free for axis in self.axes))
+        self.size = tuple(len(range(n)[axis.free]) for n, axis in zip(grid.shape, self.axes))
+        self.wraps = [a + 1 for a in range(grid.ndim) if grid.periodic[a]]
+
+    def shown(self):
+        """The axes as the transform has them: the last periodic one keeps half of its wave numbers."""
+        last = self.wraps[-1] - 1 if self.wraps else None
+        return [axis._replace(k=axis.k[: len(axis.k) // 2 + 1]) if a == last else axis
+                for a, axis in enumerate(self.axes)]
+
+    def eigenvalues(self, symbol):
+        """-u_aa for each mode along each axis: k^2, or the stencil's."""
+        if symbol == "exact":
+            return [axis.k**2 for axis in self.shown()]
+        return [4 / dx**2 * np.sin(axis.k * dx / 2) ** 2 for axis, dx in zip(self.shown(), self.grid.spacing)]
+
+    def forward(self, u):
+        """Modes of a field."""
+        from scipy import fft
+
+        for a, axis in enumerate(self.axes):
+            if axis.forward is not None:
+                u = axis.forward(u, axis=a + 1, workers=self.workers)
+        return fft.rfftn(u, axes=self.wraps, workers=self.workers) if self.wraps else u
+
+    def backward(self, modes):
+        """The field of modes."""
+        from scipy import fft
+
+        if self.wraps:
+            modes = fft.irfftn(modes, [self.size[a - 1] for a in self.wraps], axes=self.wraps, workers=self.workers)
+        for a, axis in enumerate(self.axes):
+            if axis.backward is not None:
+                modes = axis.backward(modes, axis=a + 1, workers=self.workers)
+        return modes
+
+    def lowest(self, a, limit, symbol):
+        """The modes of an axis with eigenvalues up to `limit`: these, the matrix to the field, and the one from it."""
+        axis, n = self.axes[a], self.size[a]
+        dx, k = self.grid.spacing[a], np.abs(axis.k)
+        values = k**2 if symbol == "exact" else 4 / dx**2 * np.sin(k * dx / 2) ** 2
+        keep = np.flatnonzero(values <= limit)
+        if axis.forward is None:
+            angle = np.outer(np.arange(n), axis.k[keep] * dx)
+            back = np.where(axis.k[keep] < 0, np.sin(angle), np.cos(angle))  # cosine and sine for each pair +-k
+        else:
+            units = np.zeros((len(keep), n))
+            units[np.arange(len(keep)), keep] = 1.0
+            back = axis.backward(units, axis=1).T  # type: ignore[misc]
+        weights = np.ones(n)
+        if self.grid.centering == "nodes" and not self.grid.periodic[a]:
+            for end in (0, -1):
+                if (a, -end) not in self.held:
+                    weights[end] = 0.5
+        weighted = back * weights[:, None]
+        there = (weighted / np.einsum("ij,ij->j", weighted, back)).T
+        points = self.grid.shape[a]  # with zeros for held points: the field is taken as it is, without a copy
+        whole = [np.zeros((points, len(keep))), np.zeros((len(keep), points))]
+        whole[0][axis.free], whole[1][:, axis.free] = back, there
+        return values[keep], *whole
+
+
+LOW = 0.2  # share of the modes along an axis up to which matrices are cheaper than transforms
+SLACK = 1e-4  # share of the tolerance, in terms of the slowest mode's decay, below which a mode is left out
+
+
 class _Part:
     """One component."""
 
-    def __init__(self, u, grid, walls, D, threads):
-        from fastdiff.kernels._threads import default_threads
-
-        self.grid, self.walls, self.D = grid, walls, D
-        self.workers = default_threads() if threads is None else threads
+    def __init__(self, u, grid, walls, D, threads, tolerance):
+        self.grid, self.walls, self.D, self.u, self.tolerance = grid, walls, D, u, tolerance
         held = {side for side, wall in walls.items() if _is_dirichlet(wall)}
-        self.axes = [_axis(grid, a, (a, 0) in held, (a, 1) in held) for a in range(grid.ndim)]
-        self.free = (slice(None), *(axis.free for axis in self.axes))
-        self.size = u[self.free].shape[1:]
-        self.frame = self._held(u)
+        self.transforms = transforms = Modes(grid, held, threads)
+        self.axes, self.free, self.size, self.wraps = (transforms.axes, transforms.free, transforms.size,
+                                                       transforms.wraps)
         self.empty = 0 in self.size
-        if self.empty:
-            return
-        self.wraps = [a + 1 for a in range(grid.ndim) if grid.periodic[a]]
-        self.modes: Any = self._forward(u[self.free].astype(np.float64))
-        source = self._source(len(u))
+        self.plain = not any(self._value(wall, axis).any() for (axis, _), wall in walls.items())
+        source = None if self.empty or self.plain else self._source(len(u))
         self.lasting = None if source is None else self._particular(self._forward(source))
 
-    def at(self, t, symbol, euler):
+    @cached_property
+    def frame(self):
+        """The field with its held points."""
+        return self._held(self.u)
+
+    @cached_property
+    def modes(self) -> Any:
+        """All modes of the field at the start."""
+        return self._forward(self.u[self.free].astype(np.float64))
+
+    def at(self, t, symbol, euler, out):
+        if self.plain and not self.empty and symbol != "euler" and self._from_few(t, symbol, out):
+            return
         u = self.frame.copy()
         if not self.empty:
             decay = self._decay(t, symbol, *euler)
@@ -192,7 +278,48 @@ class _Part:
                 steady, growth = self.lasting
                 modes = (self.modes - steady) * decay + steady + t * growth
             u[self.free] = self._backward(modes)
-        return u
+        out[...] = u
+
+    def _from_few(self, t, symbol, out) -> bool:
+        """The field from its slowest modes alone, by small matrices, if the others are negligible; else False.
+
+        What is left out has at most the norm of the start, times the decay of the slowest mode, SLACK and the
+        tolerance; that must be less than the tolerance times the norm of the result, sample by sample.
+        """
+        few = self._few(t, symbol)
+        if few is None:
+            return False
+        ndim = self.grid.ndim
+        modes: Any = self.u.astype(np.float64, copy=False)
+        start = _lengths(modes)
+        for a, (_, _, there) in enumerate(few):
+            modes = _times(there, modes, a, ndim)
+        for a, (values, _, _) in enumerate(few):
+            modes = modes * _along(np.exp(-t * self.D[:, a, None] * values), a, ndim)
+        for a, (_, back, _) in reversed(list(enumerate(few))):
+            modes = _times(back, modes, a, ndim, out if a == 0 else None)
+        slowest = sum(float(self.D[:, a].min() * values[0]) for a, (values, _, _) in enumerate(few))
+        return bool((start * np.exp(-t * slowest) * SLACK <= _lengths(modes)).all())
+
+    def _few(self, t, symbol):
+        """`Modes.lowest` of each axis for this time, or None if too many modes are alive."""
+        slow = [axis.k.min() ** 2 if self.grid.periodic[a] is False else 0.0 for a, axis in enumerate(self.axes)]
+        few = []
+        for a, axis in enumerate(self.axes):
+            D = float(self.D[:, a].min())
+            if D * t <= 0 or len(axis.k) < 8:
+                return None
+            limit = slow[a] - np.log(SLACK * self.tolerance) / (D * t)
+            if np.sqrt(limit) > LOW * np.pi / self.grid.spacing[a]:
+                return None
+            few.append(self.transforms.lowest(a, limit, symbol))
+        return few
+
+    def _forward(self, u):
+        return self.transforms.forward(u)
+
+    def _backward(self, modes):
+        return self.transforms.backward(modes)
 
     def _held(self, u):
         """The field with its held points in place; where two walls meet, the earlier axis wins."""
@@ -243,46 +370,41 @@ class _Part:
         """Sum over the axes of D times a line along each."""
         return sum(_along(self.D[:, a, None] * line, a, self.grid.ndim) for a, line in enumerate(lines))
 
-    def _shown(self):
-        """The axes as the transform has them: the last periodic one keeps half of its wave numbers."""
-        last = self.wraps[-1] - 1 if self.wraps else None
-        return [axis._replace(k=axis.k[: len(axis.k) // 2 + 1]) if a == last else axis
-                for a, axis in enumerate(self.axes)]
-
     def _eigenvalues(self):
         """-u_aa of the stencil for each mode, along each axis."""
-        return [4 / dx**2 * np.sin(axis.k * dx / 2) ** 2 for axis, dx in zip(self._shown(), self.grid.spacing)]
+        return self.transforms.eigenvalues("discrete")
 
     def _decay(self, t, symbol, steps, dt):
         if symbol == "euler":
             return (1.0 - dt * self._sum(self._eigenvalues())) ** steps
-        lines = [axis.k**2 for axis in self._shown()] if symbol == "exact" else self._eigenvalues()
+        lines = self.transforms.eigenvalues(symbol)
         decay: Any = 1.0
         for a, line in enumerate(lines):
             decay = decay * _along(np.exp(-t * self.D[:, a, None] * line), a, self.grid.ndim)
         return decay
 
-    def _forward(self, u):
-        from scipy import fft
 
-        for a, axis in enumerate(self.axes):
-            if axis.forward is not None:
-                u = axis.forward(u, axis=a + 1, workers=self.workers)
-        return fft.rfftn(u, axes=self.wraps, workers=self.workers) if self.wraps else u
+def _lengths(u):
+    """Euclidean norm of each sample."""
+    return np.sqrt(np.einsum("bi,bi->b", *[u.reshape(len(u), -1)] * 2))
 
-    def _backward(self, modes):
-        from scipy import fft
 
-        if self.wraps:
-            modes = fft.irfftn(modes, [self.size[a - 1] for a in self.wraps], axes=self.wraps, workers=self.workers)
-        for a, axis in enumerate(self.axes):
-            if axis.backward is not None:
-                modes = axis.backward(modes, axis=a + 1, workers=self.workers)
-        return modes
+def _times(matrix, u, axis, ndim, out=None):
+    """A matrix times one axis of (batch, *axes)."""
+    if axis == ndim - 1 and axis:
+        return u @ matrix.T
+    rows = u.reshape(-1, u.shape[axis + 1], int(np.prod(u.shape[axis + 2 :])))
+    shape = *u.shape[: axis + 1], len(matrix), *u.shape[axis + 2 :]
+    if out is not None and out.flags.c_contiguous and out.dtype == np.float64:
+        return np.matmul(matrix, rows, out=out.reshape(len(rows), len(matrix), -1)).reshape(shape)
+    product = np.matmul(matrix, rows).reshape(shape)
+    if out is not None:
+        out[...] = product
+    return product
 
 
 def _is_dirichlet(wall):
     return wall.side.kind == HOLD or np.all(np.asarray(wall.side.alpha) == -1.0)
 
 
-__all__ = ["SYMBOLS", "Propagator", "propagate", "refuses"]
+__all__ = ["SYMBOLS", "Modes", "Propagator", "propagate", "refuses"]

@@ -1,0 +1,61 @@
+"""`method="auto"`: the cheapest method for the asked accuracy, by a model of the work and never by timing.
+
+The work is counted in cell updates of forward Euler through the blocked kernels. With L limits of forward Euler in the
+whole run, rtol the asked error, and n = 0.6 (K / rtol)^(1/2) steps for a second-order method, K the number of times
+that diffusion across the smallest resolved feature (taken as 1/16 of the shortest side) fits in the run, at most 8:
+
+    spectral         0                       constant coefficients and boundaries that sines or cosines fit
+    crank_nicolson   n (2 + 12 axes) * 2     linear, nearest neighbours; twice over, to see the error
+    rkl2             n s * 2                 s = 2 (L/n)^(1/2) stages of a step, each about two updates
+    rk23             6 L                     four stages, three to a step of 1.26 limits, a register more
+    strang           n (2 + 12 axes + 60) * 2
+
+The numbers are ratios measured once (bench/integrators.py), not on the user's machine.
+"""
+
+from math import ceil, sqrt
+from typing import NamedTuple
+
+import numpy as np
+
+from fastdiff.kernels.rkl2 import stages_for
+
+DEFAULT_RTOL = 1e-4
+SWEEP, SOLVE, STAGE = 2.0, 12.0, 2.0  # an unblocked right-hand side, the lines of an axis, a stage of rkl2
+SHORT = 32.0  # time limits of forward Euler, in each interval between frames, below which rk23 suffices
+
+
+class Choice(NamedTuple):
+    """A method, and why."""
+
+    name: str
+    why: str
+
+
+def choose(run, linear: bool, times, rtol: float) -> Choice:
+    """The method for a problem; `run` is made for forward Euler, `linear` says that Crank-Nicolson applies."""
+    span = float(times[-1])
+    if not run.euler_limit < np.inf:
+        return Choice("rk23", "nothing diffuses: an explicit method with steps that follow the error")
+    frames = len(times)
+    costs = _costs(run, span / run.euler_limit, frames, rtol, linear)
+    name = min(costs, key=costs.__getitem__)
+    others = ", ".join(f"{other} {cost / costs[name]:.2g}x" for other, cost in sorted(costs.items()) if other != name)
+    what = "linear, not for sines and cosines" if linear else "nonlinear or of wider stencil"
+    return Choice(name, f"{what}; {span / run.euler_limit:.3g} limits of forward Euler at rtol {rtol:g}: least work, "
+                        f"estimated ({others})")
+
+
+def _costs(run, limits, frames, rtol, linear):
+    short = min(run.grid.lengths) / 16
+    n = max(frames, 8, ceil(0.6 * sqrt(min(_crossings(run, limits, short), 8.0) / rtol)))
+    costs = {"rkl2": 2 * STAGE * n * stages_for(limits / n) / 2, "rk23": 6 * limits}
+    if linear:
+        costs["crank_nicolson"] = 2 * n * (SWEEP + SOLVE * run.grid.ndim)
+    return costs
+
+
+def _crossings(run, limits, length):
+    """How often diffusion crosses a length in the run."""
+    dx = min(run.grid.mean_spacing)
+    return limits * dx**2 / (2 * run.grid.ndim * length**2)

@@ -7,7 +7,6 @@ from inspect import signature
 from math import ceil
 from typing import Any
 
-import numba
 import numpy as np
 
 from fastdiff import dispatch
@@ -18,6 +17,12 @@ from fastdiff.kernels._stages import Scheme, spread, stage_times, staged
 SAFETY = 0.9  # of the stability limit, where the user gives no step
 CHUNK_UPDATES = 1 << 26  # cell updates of a sample between looks at the field and the keyboard
 _compiled: set[Any] = set()
+
+
+def _kind(field):
+    """The class of a rule, with those of the rules and arrays inside of it."""
+    return (type(field), *map(_kind, field)) if hasattr(field, "_fields") else (type(field), np.ndim(field))
+
 LIMIT, EMBEDDED, DOUBLING = "limit", "embedded", "doubling"
 
 
@@ -152,7 +157,7 @@ class Explicit(Run):
                 wall.formula.address()
         rule = self.staged_rule(dt, self.method.control == EMBEDDED)
         schedule = _run.schedule_of(data.shape, data.itemsize, self.threads)
-        key = str(numba.typeof(rule)), schedule
+        key = _kind(rule), data.dtype, schedule
         if key not in _compiled:
             _compiled.add(key)
             _run.prepare(rule, data.dtype, data.shape[1], self.grid.ndim, schedule)

@@ -17,11 +17,11 @@ class Burgers:
 
         u_t + (u²/2)_x = nu u_xx
 
-    nu      viscosity, length² / time; a number or an array with one number a sample. PDEBench's nu is pi times as large
+    nu      viscosity, length² / time; a number, or one a sample in an array. PDEBench's nu is pi times as large
     speed   the largest |u| that is expected, for the choice of the time step alone
 
-    Second order where the grid resolves shocks (about |u| dx <= 2 nu), with the viscosity of an upwind scheme where it does
-    not (kernels/burgers.py). The integral of u is conserved.
+    Second order where the grid resolves shocks (about |u| dx <= 2 nu), with the viscosity of an upwind scheme where it
+    does not (kernels/burgers.py). The integral of u is conserved.
     """
 
     nu: Any = 0.01

@@ -103,6 +103,24 @@ def _rule_key(cls) -> str:
     return hashlib.sha256(f"{cls.__module__}.{cls.__qualname__}".encode() + source).hexdigest()[:12]
 
 
+_told_apart: set = set()
+
+
+def tell_apart(rule) -> None:
+    """Give the classes of a rule, and of rules inside of it, names of their own, with the hash of their source.
+
+    Numba names machine code by a class's bare name: two rules called alike, in different modules or in two versions of
+    a notebook's cell, would run each other's code when one of them comes from the cache.
+    """
+    cls = type(rule)
+    if cls not in _told_apart:
+        cls.__name__ = f"{cls.__name__}_{_rule_key(cls)}"
+        _told_apart.add(cls)
+    for field in rule:
+        if hasattr(field, "_fields"):
+            tell_apart(field)
+
+
 # What unpickling a damaged file, or one written by code that is gone, may raise.
 _DAMAGED = (pickle.UnpicklingError, AttributeError, ImportError, EOFError, KeyError, IndexError, ValueError, TypeError)
 
@@ -360,5 +378,6 @@ __all__ = [
     "restore_denormals",
     "restrict_dst",
     "source_stamp",
+    "tell_apart",
     "wide_vectors",
 ]

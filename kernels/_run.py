@@ -8,6 +8,7 @@ import numpy as np
 
 from fastdiff.kernels._edges import ABSENT, BOUNDED, make_edges
 from fastdiff.kernels._fields import Cells, lowered
+from fastdiff.kernels._jit import tell_apart
 from fastdiff.kernels._march import LANES, components_of, map_fields, run_resident, run_stream
 from fastdiff.kernels._threads import default_threads, scratch, together
 from fastdiff.kernels._wide import march_wide, near_of
@@ -109,9 +110,10 @@ def space_of(shape):
 
 def _checked(rule, u, edges, out, work):
     """Refuse what the compiled code, which checks nothing, would get wrong; return the rule for every sample."""
+    tell_apart(rule)
     components = components_of(type(rule))
     if u.shape[1] != components:
-        raise ValueError(f"{type(rule).__name__} has {components} components, but u has shape {u.shape}: expected "
+        raise ValueError(f"{type(rule).__qualname__} has {components} components, but u has shape {u.shape}: expected "
                          f"(batch, {components}, *grid)")
     if edges.reals.dtype != u.dtype or int(edges.ints[6]) not in (1, len(u)) or edges.ints[7] != components:
         raise ValueError(f"the edges are for {edges.ints[6]} samples of {edges.ints[7]} components in "
@@ -124,11 +126,11 @@ def _checked(rule, u, edges, out, work):
 
     def for_all(field):
         if isinstance(field, Cells):
-            field.check(type(rule).__name__, u)
+            field.check(type(rule).__qualname__, u)
         if not isinstance(field, np.ndarray) or len(field) == len(u):
             return field
         if len(field) != 1:
-            raise ValueError(f"{type(rule).__name__} has parameters for {len(field)} samples, but u has {len(u)}")
+            raise ValueError(f"{type(rule).__qualname__} has parameters for {len(field)} samples, but u has {len(u)}")
         return np.repeat(field, len(u), 0)
 
     return map_fields(rule, for_all)

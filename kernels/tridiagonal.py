@@ -24,8 +24,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastdiff.kernels._contract import Kernel
-from fastdiff.kernels._jit import atomic_add, borrow, flush_denormals, inner, keep_apart, kernel, restore_denormals
-from fastdiff.kernels._jit import wide_vectors
+from fastdiff.kernels._jit import (
+    atomic_add,
+    borrow,
+    flush_denormals,
+    inner,
+    keep_apart,
+    kernel,
+    restore_denormals,
+    wide_vectors,
+)
 from fastdiff.kernels._threads import default_threads, scratch, together
 
 BLOCK_BYTES = 1 << 19  # of a block of lines in scratch memory: half of a second-level cache

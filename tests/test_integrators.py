@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 
 import fastdiff as fd
-from fastdiff.kernels import rkl2
-from fastdiff.kernels._edges import make_edges, pad
 from fastdiff.steppers import METHODS
 from fastdiff.steppers.spectral import propagate
 

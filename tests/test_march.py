@@ -280,3 +280,42 @@ def test_reference_ghosts_are_those_of_the_definition():
     edges = make_edges((4,), [False], "float64", sides)
     assert _edges.pad(u, edges, 0)[0, 0, 0] == 2 * 1 + 3 * 2 + 5 * 7
     assert _edges.hold(u.copy(), edges, 0)[0, 0, -1] == 9
+
+
+TWIN = """
+from typing import Any, NamedTuple
+
+
+class Twin(NamedTuple):
+    r: Any
+
+    @staticmethod
+    def change(p, u, at):
+        return p.r {sign} u.c
+"""
+RUN_TWINS = """
+import importlib, sys
+import numpy as np
+from fastdiff.kernels._edges import make_edges
+from fastdiff.kernels._run import march
+
+for name in sys.argv[1:]:
+    rule = importlib.import_module(name).Twin(np.array([0.5]))
+    print(march(rule, np.full((1, 1, 8), 2.0), make_edges((8,), [True], float), 1)[0, 0, 0])
+"""
+
+
+def test_rules_of_one_name_do_not_run_each_other_from_the_cache(tmp_path):
+    """Numba names machine code by the class's bare name, and links what it has loaded first."""
+    (tmp_path / "times.py").write_text(TWIN.format(sign="*"))
+    (tmp_path / "plus.py").write_text(TWIN.format(sign="+"))
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path, "FASTDIFF_CACHE_DIR": str(tmp_path / "cache")}
+
+    def run(*names):
+        command = [sys.executable, "-c", RUN_TWINS, *names]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split()
+
+    assert run("times") == ["3.0"] and run("plus") == ["4.5"]  # each alone fills the cache
+    assert run("times", "plus") == ["3.0", "4.5"]
+    assert run("plus", "times") == ["4.5", "3.0"]

@@ -79,7 +79,9 @@ def known():
 
 
 def section(pictures) -> str:
-    """The README's section."""
+    """The README's section; only the marks if nothing is drawn."""
+    if not pictures:
+        return f"{BEGIN}\n{END}"
     lines = [BEGIN, "", "Each picture is one line of the shell, a second or two on a laptop; hover to see which.", ""]
     for k in range(0, len(pictures), ROW):
         row = pictures[k : k + ROW]

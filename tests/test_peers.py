@@ -85,7 +85,6 @@ def test_gallery_draws_and_writes_its_section(tmp_path):
 
 def test_the_readme_shows_the_gallery():
     drawn = [p for p in gallery.PICTURES if (gallery.ROOT / "gallery" / f"{p.file}.png").exists()]
-    assert len(drawn) >= 8
     assert gallery.section(drawn) in (gallery.ROOT / "README.md").read_text(), "run `fastdiff bench gallery`"
     for picture in drawn:
         assert 0 < (gallery.ROOT / "gallery" / f"{picture.file}.png").stat().st_size < 150_000

@@ -31,7 +31,7 @@ def interval(n, t=0.3, D=0.3, robin=(2.0, 0.5, 1.0)):
     load = np.zeros(n)
     K[0, 0] += D * a / b
     load[0] = D * g / b
-    u0 = np.cos(np.pi * x / 2) * (1 + x)
+    u0 = np.cos(np.pi * x / 2) * (1 + 2 * x)  # meets the Robin condition
     u0[-1] = 0
     elements = element_heat(K.tocsr(), M, load, u0, np.arange(n - 1), t)
     differences = fd.solve(fd.Heat(D), u0, fd.Grid(n), t_end=t, method="euler", dt=0.05 / (n - 1) ** 2,
@@ -51,7 +51,7 @@ def square(n, t=0.1, D=0.5, slope=0.7):
     K, M = (D * laplace.assemble(basis)).tocsr(), mass.assemble(basis).tocsr()
     load = D * slope * unit_load.assemble(right)
     i, j = (np.rint(basis.doflocs[k] * (n - 1)).astype(int) for k in range(2))
-    field = np.sin(np.pi * x[:, None] / 2) * (1 + 0.5 * np.cos(np.pi * x[None]) + 0.3 * x[:, None] * x[None] ** 2)
+    field = np.sin(np.pi * x[:, None] / 2) * (1 + 0.5 * np.cos(np.pi * x[None])) + slope * x[:, None]
     elements = np.zeros((n, n))
     elements[i, j] = element_heat(K, M, load, field[i, j], np.flatnonzero(i > 0), t)
     differences = fd.solve(fd.Heat(D), field, fd.Grid((n, n)), t_end=t, method="euler", dt=0.02 / (n - 1) ** 2 / D,
@@ -61,9 +61,12 @@ def square(n, t=0.1, D=0.5, slope=0.7):
 
 @pytest.mark.parametrize("problem", [interval, square])
 def test_elements_and_differences_agree_to_second_order(problem):
-    """Two discretisations that share nothing but the equation: their difference falls by four at each halving of dx."""
+    """Two discretisations that share nothing but the equation: their difference falls by four at each halving of dx.
+
+    In the mean square: at single points linear elements in two dimensions are of order h² |log h|.
+    """
     sizes = (9, 17, 33) if problem is square else (17, 33, 65)
     pairs = [problem(n) for n in sizes]
-    apart = [np.abs(a - b).max() for a, b in pairs]
-    assert apart[-1] < 2e-3 * np.abs(pairs[-1][0]).max()
-    assert all(3.2 < coarse / fine < 5.2 for coarse, fine in zip(apart, apart[1:])), apart
+    apart = [np.sqrt(np.mean((a - b) ** 2)) for a, b in pairs]
+    assert apart[-1] < 1e-3 * np.abs(pairs[-1][0]).max()
+    assert all(3.6 < coarse / fine < 4.4 for coarse, fine in zip(apart, apart[1:])), apart

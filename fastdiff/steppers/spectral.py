@@ -58,13 +58,14 @@ def refuses(grid: Grid, boundary, names: tuple[str, ...] = ("u",)) -> str | None
 
 
 def propagate(u, grid: Grid, boundary, diffusivity, t: float, symbol: str = "exact", dt: float | None = None, *,
-              names: tuple[str, ...] = ("u",), threads: int | None = None) -> np.ndarray:
+              names: tuple[str, ...] = ("u",), threads: int | None = None, rtol: float | None = None) -> np.ndarray:
     """The heat equation's solution a time `t` after the field `u` (batch, components, *grid).
 
     diffusivity  a number, one an axis, or (batch, axes) or (batch, components, axes)
     symbol       "exact", "discrete" or "euler" (which takes `dt`)
+    rtol         see `Propagator`
     """
-    return Propagator(u, grid, boundary, diffusivity, symbol, dt, names=names, threads=threads).at(t)
+    return Propagator(u, grid, boundary, diffusivity, symbol, dt, names=names, threads=threads, rtol=rtol).at(t)
 
 
 class Propagator:

@@ -107,7 +107,7 @@ def _cell(kind, count):
     registers, tables = _REGISTERS[kind], _TABLES[kind].split()
     body = [line.format(c=c, **{r: c + count * k for k, r in enumerate(registers)})
             for c in range(count) for line in _LINES[kind].strip().splitlines()]
-    reads = [f"last = p.last[stage] > p.zero" if t == "last" else f"{t} = p.{t}[stage]" for t in tables]
+    reads = ["last = p.last[stage] > p.zero" if t == "last" else f"{t} = p.{t}[stage]" for t in tables]
     lines = ["def cell(p, u, at):", f"stage = at.step % len(p.{tables[0]})", "first = stage == 0", *reads,
              ", ".join(f"k{c}" for c in range(count)) + " = change(p.rule, "
              + ("u[0]" if count == 1 else f"({', '.join(f'u[{c}]' for c in range(count))})") + ", at)",
@@ -142,7 +142,7 @@ def staged(scheme: Scheme, rule, dtype):
 
 
 def _plain_class(name, count, body, doc):
-    """A class with one field, the rule, whose `cell` or `change` has this body; `u` and `flat` are of all components."""
+    """A class with one field, the rule, whose `cell` or `change` has this body; `flat` is a field without gradients."""
     stars = ["u"] if count == 1 else [f"u[{c}]" for c in range(count)]
     flats = ", ".join(f"Star({', '.join([f'{s}.c'] * 7)})" for s in stars)
     whole = "new" if count == 1 else ", ".join(f"new[{c}] - old[{c}]" for c in range(count))

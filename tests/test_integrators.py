@@ -148,7 +148,7 @@ def test_few_modes_are_the_full_transform(walls, centering):
 
     grid = fd.Grid((96, 80), extent=(1.0, 2.0), centering=centering, periodic=walls == "periodic")
     kinds = {"D": fd.Dirichlet(0.0), "N": fd.Neumann(0.0)}
-    boundary = None if walls == "periodic" else {name: (kinds[walls[0]], kinds[walls[1]]) for name in "xy"}
+    boundary = None if walls == "periodic" else dict.fromkeys("xy", (kinds[walls[0]], kinds[walls[1]]))
     u = np.random.default_rng(0).random((3, 1, *grid.shape))
     modes = spectral.Propagator(u, grid, boundary, 1.0)
     out = np.empty_like(u)

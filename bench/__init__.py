@@ -18,6 +18,10 @@ def main(args: list[str] | None = None) -> int:
         from importlib import import_module
 
         return import_module(f"fastdiff.bench.{args[0].replace('-', '_')}").main(args[1:])
+    if args[:1] == ["integrators"]:
+        from fastdiff.bench import integrators
+
+        return integrators.main(args[1:])
     from fastdiff.bench import kernels
 
     return kernels.main(args)

@@ -76,6 +76,7 @@ from fastdiff.kernels._jit import (
 STEADY, BY_LEVEL, BY_ROW = 0, 1, 2  # what `ends_vary` says
 CALLED = 3  # at the end of a row: a ghost whose g is a compiled function
 LANES = 16  # rows inside a tile start and end at multiples of this many cells
+PAIRED = 2  # components up to which rows go in pairs: with more outputs a pair is not vectorised
 BUSY_TURNS = 100  # looks at a neighbour's progress before giving way to other threads
 
 
@@ -679,7 +680,7 @@ def tile_stream(params, edges, b, shape, source, target, memory, i0, i1, j0, j1,
         first, last = none + 1, min(levels - 1, (r - i0 + levels) // 2)  # levels whose pair has nothing special
         if t.bound0:
             first, last = max(first, r + 3 - t.n0), min(last, r - 1)
-        if t.flat == 0 or t.vary == BY_ROW or r + 1 >= stop:
+        if t.flat == 0 or t.vary == BY_ROW or r + 1 >= stop or t.C > PAIRED:
             last = none
         level = none
         while level <= levels:
@@ -687,7 +688,7 @@ def tile_stream(params, edges, b, shape, source, target, memory, i0, i1, j0, j1,
                 wave(q, t, buf, r, level, last)
                 level = last + 1
                 continue
-            if level == levels and pace == 2 and r + 1 < stop and plain_pair(t, r - level):
+            if level == levels and pace == 2 and r + 1 < stop and t.C <= PAIRED and plain_pair(t, r - level):
                 last_pair(q, t, buf, dst, r - level)
                 level += 1
                 continue

@@ -24,8 +24,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastdiff.kernels._contract import Kernel
-from fastdiff.kernels._jit import atomic_add, borrow, flush_denormals, inner, keep_apart, kernel, restore_denormals
-from fastdiff.kernels._jit import wide_vectors
+from fastdiff.kernels._jit import (
+    atomic_add,
+    borrow,
+    flush_denormals,
+    inner,
+    keep_apart,
+    kernel,
+    restore_denormals,
+    wide_vectors,
+)
 from fastdiff.kernels._threads import default_threads, scratch, together
 
 BLOCK_BYTES = 1 << 19  # of a block of lines in scratch memory: half of a second-level cache
@@ -258,7 +266,7 @@ class Systems:
         if self.shared:
             band = np.atleast_2d(band)
             if band.shape[-1] != self.n or self.outer % len(band):
-                raise ValueError(f"coefficients of shape {band.shape} do not fit lines of {self.n} in {self.outer} rows")
+                raise ValueError(f"coefficients {band.shape} do not fit lines of {self.n} in {self.outer} rows")
             return band
         band = np.broadcast_to(band, self.shape).reshape(self.outer, self.n, self.inner)
         return band.transpose(2, 1, 0) if self.inner == 1 else band

@@ -4,6 +4,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from fastdiff.antiperiodic import Antiperiodic
 from fastdiff.boundary import Dirichlet, Flux, Neumann, Robin
 from fastdiff.equations import (
     SIR,
@@ -48,8 +49,8 @@ def __getattr__(name):
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
 
 
-__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Burgers", "CahnHilliard", "Cloud", "DiffusionSorption",
-           "Dirichlet", "Diverged", "Estimate", "FisherKPP", "FitzHughNagumo", "Flux", "GrayScott", "Grid", "Heat",
-           "Neumann", "PorousMedium", "ReactionDiffusion", "Robin", "SIR", "Schnakenberg", "Solution", "SteadyState",
-           "Stepper", "SwiftHohenberg", "Unstable", "WallClock", "bench", "data", "monte_carlo", "nn", "repeat",
-           "rollout", "set_threads", "solve"]
+__all__ = ["AdvectionDiffusion", "AllenCahn", "Antiperiodic", "Brusselator", "Burgers", "CahnHilliard", "Cloud",
+           "DiffusionSorption", "Dirichlet", "Diverged", "Estimate", "FisherKPP", "FitzHughNagumo", "Flux",
+           "GrayScott", "Grid", "Heat", "Neumann", "PorousMedium", "ReactionDiffusion", "Robin", "SIR",
+           "Schnakenberg", "Solution", "SteadyState", "Stepper", "SwiftHohenberg", "Unstable", "WallClock", "bench",
+           "data", "monte_carlo", "nn", "repeat", "rollout", "set_threads", "solve"]

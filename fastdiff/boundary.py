@@ -226,8 +226,8 @@ class Faces:
             if registers not in self._packed:
                 self._packed[registers] = self._pack({}, 1, False, registers)
             packed = self._packed[registers]
-            clock = np.concatenate([[start, dt], packed.clock[2:], [] if times is None else times])
-            return packed._replace(clock=clock)
+            clock = [[start, dt], packed.clock[2:], [] if times is None else times]
+            return packed._replace(clock=np.concatenate(clock))
         held, tables = self._held(initial), tables or self.tables
         clock = np.array([start, dt])
         if times is not None:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastdiff import dispatch, watch
+from fastdiff import antiperiodic, dispatch, watch
 from fastdiff.boundary import Dirichlet, as_numbers, conditions
 from fastdiff.equations import Heat
 from fastdiff.equations._base import check_equation, samples
@@ -85,6 +85,11 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
     if not isinstance(grid, Grid):
         raise TypeError(f"grid is an fd.Grid, not {type(grid).__name__}")
     check_equation(equation)
+    boundary, anti = antiperiodic.split(boundary, grid)
+    if anti:
+        options = dict(t_end=t_end, save_at=save_at, method=method, dt=dt, rtol=rtol, device=device, threads=threads,
+                       progress=progress, callback=callback, stop=stop, look_every=look_every, save_to=save_to)
+        return antiperiodic.solve(solve, equation, u0, grid, anti, boundary, options)
     state = read(u0, grid, equation.names, samples(equation, grid), device)
     _check_rtol(rtol, state)
     times, hidden = _times(t_end, save_at)

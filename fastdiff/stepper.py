@@ -15,8 +15,8 @@ class Stepper:
     """One time step of an equation as a function: `step(u, t=0.0) -> u` at t + dt.
 
     u as in `fd.solve`, and the result is of the same kind and shape. `fd.Dirichlet()` holds the values of the u given.
-    method  "euler", "rk4", "rk23", "rkl2", "crank_nicolson", "strang" or "etdrk4", see `fd.solve`. Crank-Nicolson has no
-            damped start here: a step knows nothing of the one before.
+    method  "euler", "rk4", "rk23", "rkl2", "crank_nicolson", "strang" or "etdrk4", see `fd.solve`. Crank-Nicolson has
+            no damped start here: a step knows nothing of the one before.
 
     Raises Unstable for a step beyond the stability limit. Safe to call from several threads.
     """

@@ -236,6 +236,10 @@ def _coefficients(equation, grid):
     names = getattr(equation, "names", None)
     if names is None or not hasattr(equation, "diffusivity") or len(names) != 1 or hasattr(equation, "reaction"):
         raise TypeError(f"random walks solve fd.Heat(diffusivity=...) and the like, not {type(equation).__name__}")
+    if any(getattr(equation, name, None) is not None for name in ("source", "capacity")):
+        raise ValueError("random walks solve equations without a source and without a capacity")
+    if not grid.plain:
+        raise ValueError("random walks need a plain grid: equal spacing, Cartesian axes")
     D = equation.diffusivity
     if isinstance(D, str) or callable(D) or np.ndim(D) > 1 or (np.ndim(D) == 1 and np.size(D) not in (1, grid.ndim)):
         raise ValueError("random walks need a constant diffusivity: a number, or one for each axis")

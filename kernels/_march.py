@@ -76,6 +76,7 @@ from fastdiff.kernels._jit import (
 STEADY, BY_LEVEL, BY_ROW = 0, 1, 2  # what `ends_vary` says
 CALLED = 3  # at the end of a row: a ghost whose g is a compiled function
 LANES = 16  # rows inside a tile start and end at multiples of this many cells
+PAIRED = 2  # components up to which rows go in pairs: with more outputs a pair is not vectorised
 BUSY_TURNS = 100  # looks at a neighbour's progress before giving way to other threads
 
 
@@ -532,7 +533,7 @@ def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, level
     at_low, at_high = kind2 == BOUNDED and first == 0, kind2 == BOUNDED and last == n2
     pitch = (last - first + 1 + LANES) // LANES * LANES + LANES
     plane = (n1 + 2 * g1) * pitch
-    slides = kind0 != ABSENT and kind1 == ABSENT
+    slides = kind0 != ABSENT and kind1 == ABSENT and C <= PAIRED
     stride = (n0 + 2 * g0 + 3 * np.int64(slides)) * plane  # from component to component
     shift = 3 * plane if slides else C * stride  # from level to level and back
     ends, start = buf, (8 * C + LANES - 1) // LANES * LANES  # the ends' numbers stand first
@@ -732,7 +733,7 @@ def tile_stream(params, edges, b, shape, source, target, memory, i0, i1, j0, j1,
 def plain_levels(t, r):
     """The levels inside the ring whose pair of rows, at this place of the wavefront, has nothing special."""
     none = r - r
-    if t.flat == 0 or t.vary == BY_ROW or r + 1 >= t.i1 + t.levels:
+    if t.flat == 0 or t.C > PAIRED or t.vary == BY_ROW or r + 1 >= t.i1 + t.levels:
         return none + 1, none
     if t.bound0:
         return max(none + 1, r + 3 - t.n0), min(t.levels - 1, (r - t.i0 + t.levels) // 2, r - 1)
@@ -743,7 +744,7 @@ def plain_levels(t, r):
 def plain_pair(t, i, reach):
     """Whether rows `i` and `i + 1` are of the tile or `reach` beyond, none of them the first or last of the grid."""
     inside = i >= t.i0 - reach and i + 1 < t.i1 + reach
-    return t.flat and t.vary != BY_ROW and inside and (t.bound0 == 0 or (i > 0 and i + 2 < t.n0))
+    return t.flat and t.C <= PAIRED and t.vary != BY_ROW and inside and (t.bound0 == 0 or (i > 0 and i + 2 < t.n0))
 
 
 @inner

@@ -142,7 +142,7 @@ def staged(scheme: Scheme, rule, dtype):
 
 
 def _plain_class(name, count, body, doc):
-    """A class with one field, the rule, whose `cell` or `change` has this body; `u` and `flat` are of all components."""
+    """A class with one field, the rule, whose `cell` or `change` has this body; `flat` is a field without gradients."""
     stars = ["u"] if count == 1 else [f"u[{c}]" for c in range(count)]
     flats = ", ".join(f"Star({', '.join([f'{s}.c'] * 7)})" for s in stars)
     whole = "new" if count == 1 else ", ".join(f"new[{c}] - old[{c}]" for c in range(count))

@@ -266,7 +266,7 @@ class Systems:
         if self.shared:
             band = np.atleast_2d(band)
             if band.shape[-1] != self.n or self.outer % len(band):
-                raise ValueError(f"coefficients of shape {band.shape} do not fit lines of {self.n} in {self.outer} rows")
+                raise ValueError(f"coefficients {band.shape} do not fit lines of {self.n} in {self.outer} rows")
             return band
         band = np.broadcast_to(band, self.shape).reshape(self.outer, self.n, self.inner)
         return band.transpose(2, 1, 0) if self.inner == 1 else band

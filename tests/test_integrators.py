@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fastdiff as fd
+from fastdiff.kernels import rkl2
 from fastdiff.steppers import METHODS
 from fastdiff.steppers.spectral import propagate
 
@@ -53,3 +54,118 @@ def test_orders_in_time_against_the_stencil_solved_exactly(method, order, counts
     errors = errors_of(method, equation, grid, WALLS[walls], u0, want, t, counts)
     assert errors[1] < 1e-3
     assert math.log2(errors[0] / errors[1]) > order - 0.35
+
+
+@pytest.mark.parametrize("centering", ["nodes", "cells"])
+@pytest.mark.parametrize("method", ["rk4", "rkl2", "crank_nicolson"])
+def test_walls_that_move_in_time(method, centering):
+    """Held, flux and Robin values that change, against very small steps of rk4."""
+    grid, equation, t = fd.Grid((14, 12), centering=centering), fd.Heat(1.0), 0.05
+    boundary = {"x": (fd.Dirichlet("1 + sin(20*t)*y"), fd.Neumann("cos(9*t)")), "y": (fd.Robin(1.0, 0.5, "t"), None)}
+    u0 = np.ones(grid.shape)
+    small = fd.solve(equation, u0, grid, t, boundary=boundary, method="rk4", dt=2e-5).final
+    least = math.ceil(t / (0.5 * equation.stable_dt(grid)))
+    counts = (least, 2 * least)
+    errors = errors_of(method, equation, grid, boundary, u0, small, t, counts)
+    assert errors[1] < 1e-3 and math.log2(errors[0] / errors[1]) > 1.7
+
+
+@pytest.mark.parametrize("stages", [3, 5, 7, 9, 15, 21])
+def test_rkl2_is_stable_at_its_bound_and_not_beyond(stages):
+    """The fastest mode of a periodic line, for which 2 / (spectral radius) is dx^2 / (2 D) exactly."""
+    grid = fd.Grid(16, periodic=True)
+    u0 = (-1.0) ** np.arange(16)
+    limit = fd.Heat().stable_dt(grid)
+
+    def growth(share):
+        from fastdiff.kernels import heat
+        from fastdiff.kernels._edges import make_edges
+        from fastdiff.kernels._run import march
+        from fastdiff.kernels._stages import spread, staged
+
+        rate = np.array([[rkl2.reach(stages) * limit * share / grid.spacing[0] ** 2]])
+        scheme = rkl2.scheme(stages)
+        edges = make_edges((16,), [True], np.float64, components=4)
+        out = march(staged(scheme, heat.rule(rate, np.float64), np.float64), spread(u0[None, None], 4), edges, stages)
+        return np.abs(out[0, 0]).max()
+
+    b = (stages**2 + stages - 2) / (2 * stages * (stages + 1))
+    assert growth(1.0) == pytest.approx(abs(1 - 2 * b), abs=1e-10)
+    if stages >= 7:
+        assert growth(1.05) > 1.5
+    with pytest.raises(ValueError, match="odd number of stages"):
+        rkl2.scheme(4)
+
+
+@pytest.fixture(scope="module")
+def spots():
+    """Gray-Scott on a small periodic square from a smooth start, and its solution by very small steps."""
+    grid, equation = fd.Grid((16, 16), extent=0.4, periodic=True), fd.GrayScott()
+    x, y = grid.coordinates()
+    bump = np.exp(3 * (np.cos(2 * np.pi * x / 0.4) + np.cos(2 * np.pi * y / 0.4) - 2))
+    u0 = np.stack([1 - 0.5 * bump, 0.25 * bump])
+    return grid, equation, u0, fd.solve(equation, u0, grid, 20.0, method="rk4", dt=0.05).final
+
+
+@pytest.mark.parametrize("method", ["rkl2", "strang"])
+def test_reactions_of_second_order(spots, method):
+    grid, equation, u0, want = spots
+    errors = errors_of(method, equation, grid, None, u0, want, 20.0, (10, 20))
+    assert errors[1] < 1e-3 and math.log2(errors[0] / errors[1]) > 1.8
+
+
+def test_etdrk4_is_of_fourth_order(spots):
+    grid, equation, u0, _ = spots
+    want = fd.repeat(fd.Stepper(equation, grid, dt=0.125, method="etdrk4"), 160)(u0)
+    errors = errors_of("etdrk4", equation, grid, None, u0, want, 20.0, (10, 20))
+    assert errors[1] < 1e-6 and math.log2(errors[0] / errors[1]) > 3.6
+
+
+@pytest.mark.parametrize("method", ["rk23", "rkl2", "strang", "etdrk4"])
+def test_rtol_is_kept(spots, method):
+    grid, equation, u0, want = spots
+    sol = fd.solve(equation, u0, grid, save_at=[5.0, 20.0], method=method, rtol=1e-4)
+    error = np.linalg.norm(sol.final - want) / np.linalg.norm(want)
+    assert sol.stats["error_estimate"] <= 1e-4 and error < (1e-2 if method == "etdrk4" else 2e-4)  # no stencil there
+
+
+def test_auto_chooses_and_says_why():
+    grid = fd.Grid((33, 33))
+    x, y = grid.coordinates()
+    u0 = np.sin(np.pi * x) * np.sin(np.pi * y)
+    equation = fd.Heat("1 + 0.5*sin(6*x)")
+    sol = fd.solve(equation, u0, grid, 0.1, boundary=fd.Dirichlet(0.0), rtol=1e-4)
+    want = fd.solve(equation, u0, grid, 0.1, boundary=fd.Dirichlet(0.0), method="rk4", dt=5e-5)
+    assert np.linalg.norm(sol.final - want.final) < 3e-4 * np.linalg.norm(want.final)
+    assert sol.stats["method"] in ("crank_nicolson", "rkl2") and "least work" in sol.stats["why"]
+
+
+@pytest.mark.parametrize("centering", ["nodes", "cells"])
+@pytest.mark.parametrize("walls", ["periodic", "DD", "NN", "DN", "ND"])
+def test_few_modes_are_the_full_transform(walls, centering):
+    """Late enough only few modes are alive; the small matrices must agree with the transforms to rounding."""
+    from fastdiff.steppers import spectral
+
+    grid = fd.Grid((96, 80), extent=(1.0, 2.0), centering=centering, periodic=walls == "periodic")
+    kinds = {"D": fd.Dirichlet(0.0), "N": fd.Neumann(0.0)}
+    boundary = None if walls == "periodic" else dict.fromkeys("xy", (kinds[walls[0]], kinds[walls[1]]))
+    u = np.random.default_rng(0).random((3, 1, *grid.shape))
+    modes = spectral.Propagator(u, grid, boundary, 1.0)
+    out = np.empty_like(u)
+    part = modes._parts[0]
+    assert part._from_few(0.2, "exact", out[:, 0])
+    slow = part._backward(part.modes * part._decay(0.2, "exact", 0, 0.0))
+    assert np.abs(out[:, 0][part.free] - slow).max() < 1e-13 * np.abs(slow).max()
+    assert not part._from_few(1e-4, "exact", out[:, 0])
+
+
+def test_methods_say_where_they_do_not_apply():
+    grid, u0 = fd.Grid((12, 12)), np.ones((12, 12))
+    with pytest.raises(ValueError, match='"crank_nicolson" does not apply: .*use method="rkl2"'):
+        fd.solve(fd.GrayScott(), np.ones((2, 12, 12)), grid, 1.0, method="crank_nicolson")
+    with pytest.raises(ValueError, match='"etdrk4" does not apply: the Robin condition'):
+        fd.solve(fd.Heat(), u0, grid, 1.0, method="etdrk4", boundary=fd.Robin(1.0, 1.0))
+    with pytest.raises(ValueError, match="a boundary value depends on u"):
+        fd.solve(fd.Heat(), u0, grid, 1.0, method="crank_nicolson", boundary=fd.Neumann("-u"))
+    with pytest.raises(ValueError, match="unstable for rk4 on this grid; the largest stable step"):
+        fd.solve(fd.Heat(), u0, grid, 1.0, method="rk4", dt=0.1)

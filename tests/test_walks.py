@@ -58,6 +58,19 @@ def test_agrees_with_finite_differences(name):
     within_error_bars(found, fine.final[tuple(nodes.T)])
 
 
+def test_advection_too():
+    grid, rng = fd.Grid((121, 61), extent=(2.0, 1.0), periodic=(False, True)), np.random.default_rng(8)
+    x, y = grid.coordinates()
+    flow = fd.AdvectionDiffusion(0.1, (1.0, -0.5), scheme="central")
+    walls = {"x": (fd.Dirichlet(1.0), fd.Neumann(0.0))}
+    fine = fd.solve(flow, 1 + x * (2 - x) * np.cos(2 * np.pi * y), grid, t_end=0.3, boundary=walls, method="euler")
+    nodes = np.stack([rng.integers(1, 121, 16), rng.integers(0, 61, 16)], 1)
+    points = np.stack([grid.points(a)[nodes[:, a]] for a in range(2)], 1)
+    found = fd.monte_carlo(flow, lambda x, y: 1 + x * (2 - x) * np.cos(2 * np.pi * y), grid, points, 0.3, walkers=4000,
+                           boundary=walls, seed=6)
+    within_error_bars(found, fine.final[tuple(nodes.T)])
+
+
 def test_a_walk_is_exact_in_a_single_step_where_there_are_no_walls():
     grid = fd.Grid(32, extent=2.0, periodic=True)
     points = np.linspace(0, 2, 40, endpoint=False)
@@ -236,6 +249,8 @@ def test_bad_input_is_refused():
         fd.monte_carlo(heat, u0, grid, [(0.5, 0.5)], 1.0, boundary=fd.Neumann("t"))
     with pytest.raises(TypeError, match="not GrayScott"):
         fd.monte_carlo(fd.GrayScott(), u0, grid, [(0.5, 0.5)], 1.0)
+    with pytest.raises(ValueError, match="without a source"):
+        fd.monte_carlo(fd.Heat(0.1, source="x"), u0, grid, [(0.5, 0.5)], 1.0)
     with pytest.raises(ValueError, match="u0 has shape"):
         fd.monte_carlo(heat, u0[:5], grid, [(0.5, 0.5)], 1.0)
     with pytest.raises(ValueError, match="must be 0"):

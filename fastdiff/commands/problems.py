@@ -86,8 +86,12 @@ def _wave(grid, rng, equation):
     return one if len(equation.names) == 1 else np.stack([one] * len(equation.names))
 
 
-def _zeros(grid, rng, equation):
-    return np.zeros((len(equation.names), *grid.shape)) if len(equation.names) > 1 else np.zeros(grid.shape)
+def _little(grid, rng, equation):
+    return np.full(grid.shape, 0.05)
+
+
+def _drop(grid, rng, equation):
+    return _blob(grid, width=0.1)
 
 
 # -- the catalogue -----------------------------------------------------------------------------------------------------
@@ -116,10 +120,11 @@ CATALOGUE: dict[str, Problem] = {
     "Brusselator": Problem(initial=_brusselator, t_end=40.0, extent=64.0, periodic=True),
     "Burgers": Problem(initial=_wave, t_end=0.3, periodic=True, shape=(512,)),
     "CahnHilliard": Problem(initial=_noise(size=0.05), t_end=200.0, extent=96.0, periodic=True, shape=(128, 128)),
-    "DiffusionSorption": Problem(initial=_zeros, t_end=500.0, shape=(256,), boundary=(Dirichlet(1.0), None)),
+    "DiffusionSorption": Problem(initial=_little, t_end=500.0, shape=(256,), boundary=(Dirichlet(1.0), None)),
     "FisherKPP": Problem(initial=_colonies, t_end=20.0, extent=100.0),
     "FitzHughNagumo": Problem(initial=_noise(size=1.0), t_end=8.0, extent=((-1.0, 1.0),), shape=(128, 128)),
     "GrayScott": Problem(initial=_seeds, t_end=4000.0, extent=2.5, periodic=True),
+    "PorousMedium": Problem(initial=_drop, t_end=0.02),
     "SIR": Problem(initial=_outbreak, t_end=60.0, extent=40.0),
     "Schnakenberg": Problem(initial=_schnakenberg, t_end=20.0, extent=50.0, periodic=True, shape=(128, 128)),
     "SwiftHohenberg": Problem(initial=_noise(size=0.1), t_end=60.0, extent=100.0, periodic=True, shape=(128, 128)),

@@ -1,4 +1,4 @@
-"""Time integrators: one a file, each ending with `METHOD`; how they are marched is in `_base.py` and `fastdiff/solve.py`.
+"""Time integrators: one a file, each ending with `METHOD`; they are marched by `_base.py` and `fastdiff/solve.py`.
 
 `spectral.py` is no marching method: it goes to any time at once.
 """

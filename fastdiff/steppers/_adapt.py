@@ -1,7 +1,8 @@
 """Step sizes that follow the error: one loop for every method that estimates it after each step.
 
 The estimate of a step of length h is kept below rtol h / t_end, relative to the field, so that the errors of all steps
-add up to rtol at most, as far as the equation does not amplify them; rounding, ROUNDING eps a step, is let pass. h changes by 0.8 (allowed/estimate)^(1/p), p the
+add up to rtol at most, as far as the equation does not amplify them; rounding, ROUNDING eps a step, is let pass.
+ h changes by 0.8 (allowed/estimate)^(1/p), p the
 order of the method: per unit of time the estimate is of that order.
 """
 

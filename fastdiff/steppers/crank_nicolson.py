@@ -39,7 +39,8 @@ class CrankNicolson(Run):
         try:
             self.lines = lines_of(self.equation, self.grid, self.faces, self.batch, self.threads)
         except NoLines as reason:
-            raise ValueError(f'method="crank_nicolson" does not apply: {reason}; use method="rkl2" or "strang"') from None
+            raise ValueError(f'method="crank_nicolson" does not apply: {reason}; use method="rkl2" or "strang"'
+                             ) from None
         self._systems: dict[float, list[Systems]] = {}
         self._slopes: dict[float, object] = {}
         self._start = 0

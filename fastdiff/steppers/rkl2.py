@@ -29,7 +29,8 @@ class SuperStep(Explicit):
         """Any step is stable, but one of very many stages loses digits."""
         most = rkl2.reach(MOST_STAGES) * self.euler_limit
         if dt > most:
-            raise ValueError(f"dt = {dt:g} would take rkl2 more than {MOST_STAGES} stages; the largest step is {most:g}")
+            raise ValueError(f"dt = {dt:g} would take rkl2 more than {MOST_STAGES} stages; the largest step is "
+                             f"{most:g}")
 
 
 METHOD = Method("rkl2", order=2, run=SuperStep, control=EMBEDDED, reach=np.inf,

@@ -58,13 +58,14 @@ def refuses(grid: Grid, boundary, names: tuple[str, ...] = ("u",)) -> str | None
 
 
 def propagate(u, grid: Grid, boundary, diffusivity, t: float, symbol: str = "exact", dt: float | None = None, *,
-              names: tuple[str, ...] = ("u",), threads: int | None = None) -> np.ndarray:
+              names: tuple[str, ...] = ("u",), threads: int | None = None, rtol: float | None = None) -> np.ndarray:
     """The heat equation's solution a time `t` after the field `u` (batch, components, *grid).
 
     diffusivity  a number, one an axis, or (batch, axes) or (batch, components, axes)
     symbol       "exact", "discrete" or "euler" (which takes `dt`)
+    rtol         see `Propagator`
     """
-    return Propagator(u, grid, boundary, diffusivity, symbol, dt, names=names, threads=threads).at(t)
+    return Propagator(u, grid, boundary, diffusivity, symbol, dt, names=names, threads=threads, rtol=rtol).at(t)
 
 
 class Propagator:
@@ -192,7 +193,7 @@ class Modes:
             return [axis.k**2 for axis in self.shown()]
         return [4 / dx**2 * np.sin(axis.k * dx / 2) ** 2 for axis, dx in zip(self.shown(), self.grid.spacing)]
 
-    def forward(self, u):
+    def forward(self, u) -> Any:
         """Modes of a field."""
         from scipy import fft
 
@@ -201,7 +202,7 @@ class Modes:
                 u = axis.forward(u, axis=a + 1, workers=self.workers)
         return fft.rfftn(u, axes=self.wraps, workers=self.workers) if self.wraps else u
 
-    def backward(self, modes):
+    def backward(self, modes) -> Any:
         """The field of modes."""
         from scipy import fft
 
@@ -315,10 +316,10 @@ class _Part:
             few.append(self.transforms.lowest(a, limit, symbol))
         return few
 
-    def _forward(self, u):
+    def _forward(self, u) -> Any:
         return self.transforms.forward(u)
 
-    def _backward(self, modes):
+    def _backward(self, modes) -> Any:
         return self.transforms.backward(modes)
 
     def _held(self, u):

@@ -57,8 +57,8 @@ class Strang(Run):
 
     def __init__(self, method, equation, grid, boundary, batch, dtype, initial=None, threads=None):
         super().__init__(method, equation, grid, boundary, batch, dtype, initial, threads)
-        self.diffusion = crank_nicolson.CrankNicolson(method, _Transport(equation), grid, boundary, batch, dtype, initial,
-                                                      threads)
+        self.diffusion = crank_nicolson.CrankNicolson(method, _Transport(equation), grid, boundary, batch, dtype,
+                                                      initial, threads)
         self._reactions: dict[Any, Any] = {}
 
     @property

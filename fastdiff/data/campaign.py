@@ -140,7 +140,7 @@ def plan(recipe: str | Recipe | os.PathLike, path: str | os.PathLike = ".", *, s
 def _memory(job, block, workers) -> int:
     """Bytes at most: in one process, three blocks (solved, waiting, written), in several, one each."""
     state = block * job.sample_bytes // job.recipe.frames
-    one = block * job.sample_bytes + 4 * state
+    one = block * job.sample_bytes * (2 if job.recipe.rough else 1) + 4 * state
     records = 200 * job.samples
     if workers > 1:
         return (workers + 1) * PROCESS_BYTES + workers * one + records

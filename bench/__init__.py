@@ -1,25 +1,18 @@
-"""Benchmarks: kernels against their references, against strong plain loops, and against the machine's limits.
+"""Benchmarks: kernels against references, plain loops and roofs; the project's goals; peers. `fastdiff bench`."""
 
-`fastdiff bench` times every kernel, after checking it; `fastdiff bench targets` measures the goals of the project.
-"""
+from importlib import import_module
+
+SUITES = ("conv", "data", "equations", "gallery", "generative", "integrators", "jet", "operators", "peers", "pinn",
+          "station", "targets", "work-precision")  # each a module of its own; anything else names kernels
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run `fastdiff bench`; returns the exit code."""
+    """Run `fastdiff bench` with its arguments; returns an exit code."""
     import sys
 
-    args = sys.argv[1:] if args is None else list(args)
-    if args[:1] == ["targets"]:
-        from fastdiff.bench import targets
-
-        return targets.main(args[1:])
-    if args[:1] == ["data"]:
-        from fastdiff.bench import data
-
-        return data.main(args[1:])
+    args = sys.argv[1:] if args is None else args
+    if args[:1] and args[0] in SUITES:
+        return import_module(f"fastdiff.bench.{args[0].replace('-', '_')}").main(args[1:])
     from fastdiff.bench import kernels
 
     return kernels.main(args)
-
-
-__all__ = ["main"]

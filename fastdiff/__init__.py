@@ -10,12 +10,17 @@ from fastdiff.equations import (
     AdvectionDiffusion,
     AllenCahn,
     Brusselator,
+    Burgers,
+    CahnHilliard,
+    DiffusionSorption,
     FisherKPP,
     FitzHughNagumo,
     GrayScott,
     Heat,
+    PorousMedium,
     ReactionDiffusion,
     Schnakenberg,
+    SwiftHohenberg,
 )
 from fastdiff.grid import Grid
 from fastdiff.kernels._threads import set_threads
@@ -23,6 +28,8 @@ from fastdiff.solution import Solution
 from fastdiff.solve import Diverged, solve
 from fastdiff.stepper import Stepper, repeat, rollout
 from fastdiff.steppers.euler import Unstable
+from fastdiff.walks import Cloud, Estimate, monte_carlo
+from fastdiff.watch import SteadyState, WallClock
 
 if TYPE_CHECKING:
     from fastdiff import bench, data, nn
@@ -41,7 +48,8 @@ def __getattr__(name):
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
 
 
-__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Dirichlet", "Diverged", "FisherKPP", "FitzHughNagumo",
-           "Flux", "GrayScott", "Grid", "Heat", "Neumann", "ReactionDiffusion", "Robin", "SIR", "Schnakenberg",
-           "Solution", "Stepper",
-           "Unstable", "bench", "data", "nn", "repeat", "rollout", "set_threads", "solve"]
+__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Burgers", "CahnHilliard", "Cloud", "DiffusionSorption",
+           "Dirichlet", "Diverged", "Estimate", "FisherKPP", "FitzHughNagumo", "Flux", "GrayScott", "Grid", "Heat",
+           "Neumann", "PorousMedium", "ReactionDiffusion", "Robin", "SIR", "Schnakenberg", "Solution", "SteadyState",
+           "Stepper", "SwiftHohenberg", "Unstable", "WallClock", "bench", "data", "monte_carlo", "nn", "repeat",
+           "rollout", "set_threads", "solve"]

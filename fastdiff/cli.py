@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fastdiff.commands import data, err, out, plainly, read_shape
+from fastdiff.commands import data, err, out, plainly, read_shape, solving
+from fastdiff.commands.solving import PROBLEMS
 
 app = typer.Typer(help="Compiled diffusion solvers, and the training data they make.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
@@ -72,40 +73,7 @@ def _tell(report):
 data.add(app)
 
 
-def _rod():
-    """A cold rod of length 10, one end held at 100, the other at 0: 100 points, 1000 steps."""
-    import numpy as np
-
-    import fastdiff as fd
-
-    u0 = np.zeros(100)
-    u0[0] = 100.0
-    return fd.solve(fd.Heat(0.1), u0, fd.Grid(100, 10.0), save_at=np.linspace(0.0, 1.0, 11), method="euler", dt=0.001,
-                    boundary={"x": (fd.Dirichlet(100.0), fd.Dirichlet(0.0))})
-
-
-PROBLEMS = {"rod": _rod}
-
-
-@app.command()
-@plainly
-def solve(
-    problem: Annotated[str, typer.Argument(help=f"One of: {', '.join(PROBLEMS)}.")] = "rod",
-    out_: Annotated[Path | None, typer.Option("--out", help="The picture; default: the problem's name, .png.")] = None,
-):
-    """Solve a small problem and draw it."""
-    if problem not in PROBLEMS:
-        raise ValueError(f"unknown problem {problem!r}; known: {', '.join(PROBLEMS)}")
-    solution = PROBLEMS[problem]()
-    picture = out_ if out_ is not None else Path(f"{problem}.png")
-    solution.plot(path=picture)
-    stats = solution.stats
-    seconds = stats["seconds"] - stats["compile_seconds"]
-    out.print(f"solved   {stats['steps']} steps of {stats['dt']:g} in {seconds * 1e3:.2f} ms, compiled or loaded in "
-              f"{stats['compile_seconds']:.2f} s")
-    first = ", ".join(f"{value:.3f}" for value in solution.final[:5])
-    out.print(f"values   at t = {solution.t[-1]:g} the first five points are {first}")
-    out.print(f"picture  {escape(str(picture))}")
+app.command()(solving.solve)
 
 
 @app.command()

@@ -126,6 +126,27 @@ class Expression:
             return self._number(name, parts)
         return self._combined(name, parts)
 
+    def fold(self) -> None:
+        """Refuse parts that are no finite number, such as 1/0, without SymPy."""
+        self._folded(self._tree)
+
+    def _folded(self, node):
+        """The number that a part of the tree stands for, or None."""
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.Name):
+            return CONSTANTS.get(node.id) if node.id not in self.uses else None
+        if isinstance(node, ast.UnaryOp):
+            value = self._folded(node.operand)
+            return -value if isinstance(node.op, ast.USub) and value is not None else value
+        if isinstance(node, ast.BinOp):
+            parts, name = [self._folded(node.left), self._folded(node.right)], _BINARY[type(node.op)]
+        else:
+            parts, name = [self._folded(part) for part in node.args], node.func.id
+        if name == "/" and parts[1] == 0:
+            raise ValueError(f"{self.text!r} divides by 0, which is not a finite real number")
+        return None if None in parts else self._number(name, parts)
+
     def _number(self, name, parts):
         plain = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b,
                  "**": lambda a, b: float(a) ** float(b)}

@@ -91,23 +91,12 @@ class Solution:
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Write everything to an HDF5 file, which appears only when it is complete."""
         path = Path(path)
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder: give the name of a file, such as {path / 'solution.h5'}")
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists: choose another name, or pass overwrite=True")
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first")
-        try:
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        except OSError as error:
-            raise type(error)(f"cannot write in {path.parent} ({error.strerror}): choose another folder") from error
-        os.close(handle)
+        temporary = begin_file(path, overwrite)
         try:
             self._write(temporary)
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
+            publish_file(temporary, path)
         except BaseException as error:
-            Path(temporary).unlink(missing_ok=True)
+            discard_file(temporary)
             if isinstance(error, OSError | RuntimeError):
                 why = str(error).splitlines()[0]
                 raise OSError(f"could not write {path}, and left nothing behind: {why}") from error
@@ -118,16 +107,20 @@ class Solution:
         import h5py
 
         with h5py.File(path, "w") as file:
-            file.attrs["format"] = _FORMAT
-            file.attrs["names"] = list(self.names)
-            file.attrs["stats"] = _to_json(self.stats)
-            for name in ("t", "u", "final"):
-                file[name] = _numpy(getattr(self, name))
-            if self.grid is not None:
-                file.attrs["grid"] = _to_json({f.name: getattr(self.grid, f.name) for f in fields(self.grid)})
-            file.attrs["equation"] = self.equation if isinstance(self.equation, str) else repr(self.equation)
-            if is_dataclass(self.equation):
-                _write_fields(file.create_group("equation"), self.equation)
+            file["u"] = _numpy(self.u)
+            self._describe(file)
+
+    def _describe(self, file):
+        """Everything but u."""
+        file.attrs["format"] = _FORMAT
+        file.attrs["names"] = list(self.names)
+        file.attrs["stats"] = _to_json(self.stats)
+        file["t"], file["final"] = _numpy(self.t), _numpy(self.final)
+        if self.grid is not None:
+            file.attrs["grid"] = _to_json({f.name: getattr(self.grid, f.name) for f in fields(self.grid)})
+        file.attrs["equation"] = self.equation if isinstance(self.equation, str) else repr(self.equation)
+        if is_dataclass(self.equation):
+            _write_fields(file.create_group("equation"), self.equation)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Solution":
@@ -157,6 +150,35 @@ class Solution:
 
     def _batched(self) -> bool:
         return self.u.ndim >= self._grid().ndim + (3 if len(self.names) > 1 else 2)
+
+
+def begin_file(path: Path, overwrite: bool = False, check_only: bool = False) -> str:
+    """Check that a file can be made, and make a temporary one beside it; returns that one's name."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file, such as {path / 'solution.h5'}")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: choose another name, or remove it (save has overwrite=True)")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise type(error)(f"cannot write in {path.parent} ({error.strerror}): choose another folder") from error
+    os.close(handle)
+    if check_only:
+        discard_file(temporary)
+    return temporary
+
+
+def publish_file(temporary, path: Path):
+    """Give a finished temporary file its name."""
+    os.chmod(temporary, 0o666 & ~_umask())
+    os.replace(temporary, path)
+
+
+def discard_file(temporary):
+    """Remove a temporary file."""
+    Path(temporary).unlink(missing_ok=True)
 
 
 def _numpy(array) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastdiff import dispatch
+from fastdiff import dispatch, watch
 from fastdiff.boundary import Dirichlet, as_numbers, conditions
 from fastdiff.equations import Heat
 from fastdiff.equations._base import check_equation, samples
@@ -36,10 +36,13 @@ class _Problem(NamedTuple):
     hidden: bool  # whether the frame at t_end was not asked for
     threads: int | None
     rtol: float | None = None
+    plan: watch.Plan | None = None
+    sinks: tuple | list = ()
 
 
 def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method="auto", dt=None, rtol=None,
-          device=None, threads=None, progress=False) -> Solution:
+          device=None, threads=None, progress=False, callback=None, stop=None, look_every=None,
+          save_to=None) -> Solution:
     """Solve an equation from t = 0 to `t_end`.
 
     equation  fd.Heat(...), fd.ReactionDiffusion(...), fd.GrayScott(...) or another of fastdiff.equations
@@ -63,6 +66,13 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
     device    "cpu", "cuda", or None: where u0 is. An explicit choice never falls back
     threads   CPU threads; default: all cores we may use
     progress  show a bar with speed and time left
+    callback  called as callback(t, u, state) at each look, u like u0; state has seconds, looks, frames, and room for
+              what you want to remember. The run stops if it returns True
+    stop      fd.SteadyState(tol), fd.WallClock(seconds), a function like callback, or a list of these: the run ends
+              where the first is met. stats["stopped"] says which, the last frame is the field there
+    look_every  time between two looks of callback and stop, beside those at the saved times; default: t_end/100
+    save_to   an HDF5 file that takes the frames as they come, so that memory holds only one; it appears when the run
+              is complete. u of the Solution then is the open file's; Solution.load reads it, too
 
     Returns a Solution with t (T,), u (T, [C,] *grid) or (batch, T, [C,] *grid), final (like u0), and stats: method,
     why, steps, dt, seconds, compile_seconds, cell_updates_per_second, error_estimate.
@@ -77,10 +87,21 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
     check_equation(equation)
     state = read(u0, grid, equation.names, samples(equation, grid), device)
     _check_rtol(rtol, state)
-    problem = _Problem(equation, state, grid, boundary, *_times(t_end, save_at), threads, rtol)
-    start = perf_counter()
+    times, hidden = _times(t_end, save_at)
+    plan = watch.plan(times, hidden, callback, stop, look_every, save_to)
+    times = times if plan is None else plan.times
+    problem = _Problem(equation, state, grid, boundary, times, hidden, threads, rtol, plan, [])
+    try:
+        return _solved(problem, method, dt, progress)
+    finally:
+        for sink in problem.sinks:
+            sink.discard()
+
+
+def _solved(problem, method, dt, progress):
+    grid, state, start = problem.grid, problem.state, perf_counter()
     chosen, why = _choose(problem, method)
-    frames, stats = _spectral(problem) if chosen == "spectral" else _march(problem, MARCHING[chosen], dt, progress)
+    frames, stats = _chosen(problem, chosen, method, dt, progress)
     if chosen == "spectral" and method == "auto" and _overshoots(problem, frames):
         why = "constant coefficients and boundaries, a rough field: the stencil's modes, exact in time, keep its bounds"
         frames, stats = _spectral(problem, "discrete")
@@ -89,6 +110,17 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
         spent = max(stats["seconds"] - stats["compile_seconds"], 1e-9)
         stats["cell_updates_per_second"] = stats["steps"] * grid.size * state.batch / spent
     return _solution(problem, frames, stats)
+
+
+def _chosen(problem, chosen, method, dt, progress):
+    """Run a method. Watchers see a run once: whether exact modes overshoot is then tried at the first look alone."""
+    if chosen != "spectral":
+        return _march(problem, MARCHING[chosen], dt, progress)
+    watched = problem.plan is not None and problem.plan.watchers
+    if not (watched and method == "auto"):
+        return _spectral(problem)
+    first = problem._replace(times=problem.times[problem.times > 0][:1], plan=None)
+    return _spectral(problem, "discrete" if _overshoots(first, _spectral(first)[0]) else "exact")
 
 
 def _check_method(method, dt, rtol):
@@ -145,6 +177,8 @@ def _choose(problem, method):
     run = _run(problem, MARCHING["euler"])
     linear = isinstance(problem.equation, Heat) and problem.state.backend == "cpu" and not run.faces.nonlinear
     name, why = cheapest(run, linear, problem.times, rtol)
+    if problem.plan is not None and problem.plan.watchers and MARCHING[name].control == DOUBLING:
+        name, why = "rkl2", "callback and stop see a run that goes through time once"
     return name, f"{reason}: {why}"
 
 
@@ -165,6 +199,9 @@ def _not_spectral(problem):
 
 def _frames(problem):
     data = problem.state.data
+    if problem.plan is not None:
+        problem.sinks.append(watch.Sink(problem.plan, problem.state, problem.equation.names, problem.grid))
+        return problem.sinks[-1]
     shape = (data.shape[0], len(problem.times), *data.shape[1:])
     return np.empty(shape, data.dtype) if problem.state.backend == "cpu" else data.new_empty(shape)
 
@@ -204,7 +241,10 @@ def _spectral(problem, symbol="exact"):
                                 problem.equation.diffusivities(problem.grid), symbol, threads=problem.threads,
                                 rtol=problem.rtol)
     for n, t in enumerate(problem.times):
-        modes.at(float(t), out=frames[:, n])
+        if isinstance(frames, np.ndarray):
+            modes.at(float(t), out=frames[:, n])
+        elif frames.put(n, modes.at(float(t))):
+            break
     return frames, {"steps": 0, "dt": None, "compile_seconds": 0.0, "error_estimate": None}
 
 
@@ -218,6 +258,9 @@ def _march(problem, method, dt, progress):
     """By steps: fixed ones, or such as keep the error below rtol."""
     run = _run(problem, method)
     rtol = DEFAULT_RTOL if problem.rtol is None else problem.rtol
+    if dt is None and method.control == DOUBLING and problem.plan is not None and problem.plan.watchers:
+        raise ValueError(f"{method.name} without dt solves again and again, but callback and stop see a run that goes "
+                         "through time once: give dt, or another method")
     if dt is None and method.control == EMBEDDED:
         frames, stats = _adapted(problem, run, rtol, progress)
     elif dt is None and method.control == DOUBLING:
@@ -242,9 +285,9 @@ def _fixed(problem, run, counts, progress):
     _compile(run, steps[int(np.argmax(counts))], run.load(problem.state.data))
     frames, total = _frames(problem), sum(counts)
     with _bar(progress, total, problem.grid.size * problem.state.batch) as advance:
-        _advance(run, problem, counts, frames, advance)
-    evaluations = sum(count * run.stages(h) for count, h in zip(counts, steps))
-    return frames, {"steps": total, "evaluations": evaluations}
+        done = _advance(run, problem, counts, frames, advance)
+    evaluations = sum(count * run.stages(h) for count, h in zip(counts[:done], steps))
+    return frames, {"steps": sum(counts[:done]), "evaluations": evaluations}
 
 
 def _adapted(problem, run, rtol, progress):
@@ -254,15 +297,17 @@ def _adapted(problem, run, rtol, progress):
     _compile(run, controller.h, u)
     with _bar(progress, None, problem.grid.size * problem.state.batch) as advance:
 
-        def watch(field, t, h):
-            bad = first_not_finite(field)
+        def check(field, t, h, steps):
+            bad = None if steps else first_not_finite(field)  # an error that was accepted is a finite number
             if bad is not None:
                 _diverged(problem, field, bad, t - h, t, h)
-            advance(1)
+            advance(steps)
 
         for n, (begin, end) in enumerate(_intervals(problem)):
-            u = controller.advance(u, begin, end, watch)
-            frames[:, n] = run.newest(u)
+            if end > begin:
+                u = controller.advance(u, begin, end, check)
+            if watch.put(frames, n, run.newest(u)):
+                break
     return frames, {"steps": controller.steps, "rejected": controller.rejected, "evaluations": controller.evaluations,
                     "dt": controller.h, "error_estimate": controller.error}
 
@@ -286,11 +331,13 @@ def _doubled(problem, run, rtol, progress):
                 raise ValueError(f"{run.method.name} does not meet rtol = {rtol:g}: with {stats['steps']} steps the "
                                  f"estimated error is {error:.2g}; try a larger rtol, float64 or another method")
         wanted = 2.0 if old is None or not np.isfinite(error) else 1.15 * (error / rtol) ** (1 / order)
+        if isinstance(old, watch.Sink):
+            old.discard()
         old, before, times = frames, times, times * int(np.ceil(min(max(wanted, 2.0), 16.0)))
 
 
 def _advance(run, problem, counts, frames, advance):
-    """March from frame to frame, in chunks, between two buffers."""
+    """March from frame to frame, in chunks, between two buffers; returns how many intervals were marched."""
     u, t = run.load(problem.state.data), 0.0
     buffers = [dispatch.empty_like(u), dispatch.empty_like(u)]
     work = dispatch.empty_like(u) if max(counts) > 16 or run.stages(problem.times[-1]) > 1 else None
@@ -306,13 +353,14 @@ def _advance(run, problem, counts, frames, advance):
             bad = first_not_finite(field)
             if bad is not None:
                 begin += done * h
-                new, k = first_bad(lambda v, n, s, t=begin, h=h: run.advance(v, t + n * h, h, s), u, size)
-                field = run.newest(new)
+                field, k = first_bad(lambda v, n, s, t=begin, h=h: run.advance(v, t + n * h, h, s), u, size, run.newest)
                 _diverged(problem, field, first_not_finite(field), begin + (k - 1) * h, begin + k * h, h)
             u, done = new, done + size
             advance(size)
         t = end
-        frames[:, n] = run.newest(u)
+        if watch.put(frames, n, run.newest(u)):
+            return n + 1
+    return len(counts)
 
 
 def _imposed(run, u):
@@ -373,6 +421,8 @@ class _bar:
 
 
 def _solution(problem, frames, stats):
+    if isinstance(frames, watch.Sink):
+        return frames.solution(stats, problem.equation)
     state = problem.state
     C, final, times = len(problem.equation.names), dispatch.copy(frames[:, -1]), problem.times
     if problem.hidden:

@@ -38,14 +38,9 @@ class Field(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """The time of step 0 and the length of a step, float64; `march` takes both from the edges.
+    """The times of the steps, as the `clock` of `Edges` has them; `march` takes it from there."""
 
-    times  of every level, where they are not equally spaced; else of length 1
-    """
-
-    start: Any = 0.0
-    dt: Any = 0.0
-    times: Any = np.zeros(1)
+    times: Any = None
 
 
 class Cells:
@@ -117,8 +112,7 @@ def lowered(rule, kinds, space, depth: int, clock=(0.0, 1.0), device=None):
         if isinstance(field, Cells):
             return field.field(kinds, space, depth, device)
         if isinstance(field, Clock):
-            times = np.array(clock[CLOCK:], np.float64) if len(clock) > CLOCK else np.zeros(1)
-            return Clock(float(clock[0]), float(clock[1]), times if device is None else device(times))
+            return Clock(np.asarray(clock, np.float64) if device is None else device(np.asarray(clock, np.float64)))
         return type(field)(*map(lower, field)) if hasattr(field, "_fields") else field
 
     return lower(rule)
@@ -179,8 +173,9 @@ _compiled_next(next2, "np.uint64(1)")
 
 def now(clock, at, like):
     """The time of a step, computed in float64, in the precision of `like`."""
-    equal = clock.start + clock.dt * at.step
-    return np.asarray(like).dtype.type(clock.times[at.step] if len(clock.times) > 1 else equal)
+    times = clock.times
+    unequal = len(times) > CLOCK
+    return np.asarray(like).dtype.type(times[CLOCK + at.step] if unequal else times[0] + times[1] * at.step)
 
 
 @overload(now, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
@@ -188,7 +183,8 @@ def _now(clock, at, like):
     kind = np.float32 if like == types.float32 else np.float64
 
     def time(clock, at, like):
-        return kind(clock.times[at.step] if len(clock.times) > 1 else clock.start + clock.dt * at.step)
+        times = clock.times
+        return kind(times[CLOCK + at.step] if len(times) > CLOCK else times[0] + times[1] * at.step)
 
     return time
 

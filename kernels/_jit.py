@@ -144,7 +144,10 @@ class _RuleCache(FunctionCache):
             pass  # a rule that cannot be pickled, a full disk: compiled in memory only
 
     def _for(self, sig, method, *args):
-        key = "-".join(_rule_key(c) for c in _rule_classes(sig)) or "plain"
+        keys = list(dict.fromkeys(_rule_key(c) for c in _rule_classes(sig)))
+        key = "-".join(keys) or "plain"
+        if len(keys) > 6:  # a file's name has a limit
+            key = hashlib.sha256(key.encode()).hexdigest()[:24]
         shared = self._cache_file
         self._cache_file = _Index(self._cache_path, f"{self._impl.filename_base}-{key}", source_stamp())
         try:

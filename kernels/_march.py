@@ -108,7 +108,7 @@ def change(p, u, at):
     return type(p).change(p, u, at)
 
 
-@overload(change, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+@overload(change, jit_options={"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True})
 def _change(p, u, at):
     return _method(p.instance_class, "change")
 
@@ -122,7 +122,7 @@ def cell(p, u, at):
     return u.c + new if components_of(rule) == 1 else tuple(old.c + add for old, add in zip(u, new))
 
 
-@overload(cell, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+@overload(cell, jit_options={"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True})
 def _cell(p, u, at):
     rule = p.instance_class
     if hasattr(rule, "cell"):
@@ -147,11 +147,14 @@ def components_of(rule) -> int:
 
 def map_fields(rule, function):
     """The rule with a function applied to every field, those of rules inside included."""
-    return type(rule)(*(map_fields(f, function) if hasattr(f, "_fields") else function(f) for f in rule))
+    return type(rule)(*(f if isinstance(f, Clock) else map_fields(f, function) if hasattr(f, "_fields") else function(f)
+                        for f in rule))
 
 
 def sample_of(p, b):
     """The parameters of sample `b`: 1-D fields give a number, larger ones a view, numbers stay, rules are entered."""
+    if isinstance(p, Clock):
+        return p
     if isinstance(p, Field):
         return p._replace(start=p.start + p.batch * np.uint64(b))
     if isinstance(p, Clock):
@@ -635,7 +638,8 @@ class Tile(NamedTuple):
     start: Any  # in the memory: first the ends of every level, then, from here on, the rings
     pitch: Any  # from row to row
     plane: Any  # from plane to plane
-    floor: Any  # from level to level: a ring of four planes for each component
+    stack: Any  # from component to component: a ring of four planes
+    floor: Any  # from level to level
     oy: Any  # index in the memory = index in the grid + offset
     ox: Any
 
@@ -653,8 +657,8 @@ def tile_of(e, b, shape, i0, i1, j0, j1, k0, k1, levels, step):
     return Tile(b, C, n0, n1, n2, i0, i1, j0, j1, k0, k1, levels, step, np.int64(e.ints[0] == BOUNDED),
                 np.int64(e.ints[1] == BOUNDED), np.int64(bound2), np.int64(flat), np.int64(whole),
                 np.int64(whole and e.ints[2] == PERIODIC), np.int64(holds_rows(e, C)),
-                ends_vary(e, C) if near else np.int64(STEADY), room_for_ends(C, levels), pitch, plane, C * 4 * plane,
-                h1 - j0, LANES + h2 - k0)
+                ends_vary(e, C) if near else np.int64(STEADY), room_for_ends(C, levels), pitch, plane, 4 * plane,
+                C * 4 * plane, h1 - j0, LANES + h2 - k0)
 
 
 @inner
@@ -674,32 +678,41 @@ def tile_stream(params, edges, b, shape, source, target, memory, i0, i1, j0, j1,
         set_ends(e, b, t.C, buf, 8 * t.C * level, step + level, none, none, t.n1, t.n2)
     q = sample_of(p, b)
     pace = 1 + t.flat  # rows of the plane go in pairs: two rows share what they read
-    stop = i1 + levels
-    for r in range(max(i0 - levels, none) if t.bound0 else i0 - levels, stop, pace):
-        first, last = none + 1, min(levels - 1, (r - i0 + levels) // 2)  # levels whose pair has nothing special
-        if t.bound0:
-            first, last = max(first, r + 3 - t.n0), min(last, r - 1)
-        if t.flat == 0 or t.vary == BY_ROW or r + 1 >= stop:
-            last = none
+    for r in range(max(i0 - levels, none) if t.bound0 else i0 - levels, i1 + levels, pace):
+        first, last = plain_levels(t, r)
         level = none
+        if plain_pair(t, r, levels):
+            load_pair(t, src, buf, r)
+            level += 1
         while level <= levels:
+            i = r - level
             if first <= level <= last:
                 wave(q, t, buf, r, level, last)
-                level = last + 1
-                continue
-            if level == levels and pace == 2 and r + 1 < stop and plain_pair(t, r - level):
-                last_pair(q, t, buf, dst, r - level)
-                level += 1
-                continue
-            for i in range(r - level, r - level + pace):
-                stream_plane(q, e, t, src, dst, buf, i, level)
+                level = last
+            elif level == levels and plain_pair(t, i, none):
+                last_pair(q, t, buf, dst, i)
+            else:
+                for k in range(i, i + pace):
+                    stream_plane(q, e, t, src, dst, buf, k, level)
             level += 1
 
 
 @inner
-def plain_pair(t, i):
-    """Whether rows `i` and `i + 1` are of the tile and neither the first nor the last of the grid."""
-    return t.vary != BY_ROW and i >= t.i0 and i + 1 < t.i1 and (t.bound0 == 0 or (i > 0 and i + 2 < t.n0))
+def plain_levels(t, r):
+    """The levels inside the ring whose pair of rows, at this place of the wavefront, has nothing special."""
+    none = r - r
+    if t.flat == 0 or t.vary == BY_ROW or r + 1 >= t.i1 + t.levels:
+        return none + 1, none
+    if t.bound0:
+        return max(none + 1, r + 3 - t.n0), min(t.levels - 1, (r - t.i0 + t.levels) // 2, r - 1)
+    return none + 1, min(t.levels - 1, (r - t.i0 + t.levels) // 2)
+
+
+@inner
+def plain_pair(t, i, reach):
+    """Whether rows `i` and `i + 1` are of the tile or `reach` beyond, none of them the first or last of the grid."""
+    inside = i >= t.i0 - reach and i + 1 < t.i1 + reach
+    return t.flat and t.vary != BY_ROW and inside and (t.bound0 == 0 or (i > 0 and i + 2 < t.n0))
 
 
 @inner
@@ -713,6 +726,31 @@ def columns(t, level):
 
 
 @inner
+def load_pair(t, src, buf, i):
+    """Rows `i` and `i + 1` of the first level, neither the first nor the last of a bounded grid."""
+    keep_apart()
+    wide_vectors()
+    ka, kb = columns(t, i - i)
+    grid, lo, hi = t.n0 * t.n2, ka + t.ox, kb + t.ox
+    for k in range(i, i + 2):
+        row, place = t.start + slot(t, k), t.b * t.C * grid + wrapped(k, t.n0) * t.n2
+        if ka >= 0 and kb <= t.n2:
+            copy_row(t.C, src, place + ka, grid, buf, row + lo, t.stack, kb - ka)
+        else:
+            load_row(t.C, src, place, grid, ka, kb, t.n2, buf, row + lo, t.stack)
+        at_low, at_high = t.bound2 and ka == 0, t.bound2 and kb == t.n2
+        if at_low or at_high or t.wrap:
+            line_ends(buf, i - i, t.C, buf, row, t.stack, lo, hi, at_low, at_high, t.wrap, True, t.n2)
+
+
+@inner
+def slot(t, i):
+    """Where row or plane `i` lies in a ring."""
+    inline_here()
+    return (i & 3) * t.plane
+
+
+@inner
 def wave(q, t, buf, r, first, last):
     """Levels `first` to `last` of the wavefront at `r`, a pair of rows each, none of them special."""
     keep_apart()
@@ -723,18 +761,24 @@ def wave(q, t, buf, r, first, last):
         lo, hi = ka + t.ox, kb + t.ox
         new = t.start + level * t.floor
         old = new - t.floor
-        a, b = new + (i & 3) * t.plane, new + ((i + 1) & 3) * t.plane
-        update_pair(q, buf, np.uint64(a), np.uint64(b), np.uint64(4 * t.plane), buf,
-                    np.uint64(old + ((i - 1) & 3) * t.plane), np.uint64(old + (i & 3) * t.plane),
-                    np.uint64(old + ((i + 1) & 3) * t.plane), np.uint64(old + ((i + 2) & 3) * t.plane),
-                    np.uint64(4 * t.plane), np.uint64(lo // LANES * LANES),
+        a, b = new + slot(t, i), new + slot(t, i + 1)
+        update_pair(q, buf, np.uint64(a), np.uint64(b), np.uint64(t.stack), buf,
+                    np.uint64(old + slot(t, i - 1)), np.uint64(old + slot(t, i)),
+                    np.uint64(old + slot(t, i + 1)), np.uint64(old + slot(t, i + 2)),
+                    np.uint64(t.stack), np.uint64(lo // LANES * LANES),
                     np.uint64((hi + LANES - 1) // LANES * LANES), t.step + level - 1, wrapped(i, t.n0),
                     wrapped(i + 1, t.n0), np.uint64(-t.ox))
         at_low, at_high = t.bound2 and ka == 0, t.bound2 and kb == t.n2
         if at_low or at_high or t.wrap:
-            place = 8 * t.C * level
-            line_ends(buf, place, t.C, buf, a, 4 * t.plane, lo, hi, at_low, at_high, t.wrap, True, t.n2)
-            line_ends(buf, place, t.C, buf, b, 4 * t.plane, lo, hi, at_low, at_high, t.wrap, True, t.n2)
+            pair_ends(buf, 8 * t.C * level, t.C, a, b, t.stack, lo, hi, at_low, at_high, t.wrap, t.n2)
+
+
+@inner
+def pair_ends(buf, place, C, a, b, stack, lo, hi, at_low, at_high, wrap, n2):
+    """`line_ends` of two rows inside the ring. Apart, since its addresses would fill the registers of the loop."""
+    keep_apart()
+    line_ends(buf, place, C, buf, a, stack, lo, hi, at_low, at_high, wrap, True, n2)
+    line_ends(buf, place, C, buf, b, stack, lo, hi, at_low, at_high, wrap, True, n2)
 
 
 @inner
@@ -745,9 +789,9 @@ def last_pair(q, t, buf, dst, i):
     old, grid = t.start + (t.levels - 1) * t.floor, t.n0 * t.n1 * t.n2
     a = t.b * t.C * grid + i * t.n2 - t.ox
     update_pair(q, dst, np.uint64(a), np.uint64(a + t.n2), np.uint64(grid), buf,
-                np.uint64(old + ((i - 1) & 3) * t.plane), np.uint64(old + (i & 3) * t.plane),
-                np.uint64(old + ((i + 1) & 3) * t.plane), np.uint64(old + ((i + 2) & 3) * t.plane),
-                np.uint64(4 * t.plane), np.uint64(t.k0 + t.ox), np.uint64(t.k1 + t.ox), t.step + t.levels - 1, i, i + 1,
+                np.uint64(old + slot(t, i - 1)), np.uint64(old + slot(t, i)),
+                np.uint64(old + slot(t, i + 1)), np.uint64(old + slot(t, i + 2)),
+                np.uint64(t.stack), np.uint64(t.k0 + t.ox), np.uint64(t.k1 + t.ox), t.step + t.levels - 1, i, i + 1,
                 np.uint64(-t.ox))
     at_low, at_high, place = t.bound2 and t.k0 == 0, t.bound2 and t.k1 == t.n2, 8 * t.C * t.levels
     if at_low or at_high:
@@ -772,7 +816,7 @@ def stream_plane(q, e, t, src, dst, buf, i, level):
     lo, hi, now, iw = ka + t.ox, kb + t.ox, t.step + level, wrapped(i, t.n0)
     new, grid = t.start + level * t.floor, t.n0 * t.n1 * t.n2
     line = (ja + t.oy) * t.pitch
-    row, out, stride, along = new + (i & 3) * t.plane + line, buf, 4 * t.plane, t.pitch
+    row, out, stride, along = new + slot(t, i) + line, buf, t.stack, t.pitch
     if level > 0 and t.bound0 and (i == 0 or i == t.n0 - 1):
         ghost_planes(e, t.b, t.C, buf, new - t.floor, t.plane, t.pitch, i, ja, jb, t.oy, lo, hi, now - 1, t.n0, t.n1,
                      t.n2, -t.ox)
@@ -794,10 +838,10 @@ def stream_plane(q, e, t, src, dst, buf, i, level):
 def update_plane(q, t, out, buf, ring, i, row, stride, along, rows, lo, hi, step, iw, ja):
     """The rule on some rows of a plane; `ring` is where they start in the first plane of the level before."""
     inline_here()
-    o, below, above = ring + (i & 3) * t.plane, ring + ((i - 1) & 3) * t.plane, ring + ((i + 1) & 3) * t.plane
+    o, below, above = ring + slot(t, i), ring + slot(t, i - 1), ring + slot(t, i + 1)
     side = np.int64(0) if t.flat else t.pitch
     update_rows(q, out, np.uint64(row), np.uint64(stride), np.uint64(along), buf, np.uint64(o), np.uint64(below),
-                np.uint64(above), np.uint64(o - side), np.uint64(o + side), np.uint64(4 * t.plane), np.uint64(t.pitch),
+                np.uint64(above), np.uint64(o - side), np.uint64(o + side), np.uint64(t.stack), np.uint64(t.pitch),
                 rows, np.uint64(lo), np.uint64(hi), step, iw, ja, i - i, 1 + (i - i), np.uint64(-t.ox))
 
 
@@ -822,7 +866,7 @@ def finish_plane(e, t, out, buf, i, level, row, stride, along, ja, jb, ka, kb):
             if t.vary == BY_ROW and inside:
                 ghost_ends(e, t.b, buf, place, t.C, buf, at, stride, lo, hi, at_low, at_high, now, iw, jw, t.n1, t.n2)
     if inside and t.bound1 and (ja == 0 or jb == t.n1):
-        ghost_rows(e, t.b, t.C, buf, t.start + level * t.floor + (i & 3) * t.plane, t.plane, t.pitch, ja, jb, t.oy, lo,
+        ghost_rows(e, t.b, t.C, buf, t.start + level * t.floor + slot(t, i), t.plane, t.pitch, ja, jb, t.oy, lo,
                    hi, now, iw, t.n1, t.n2, -t.ox)
 
 

@@ -45,6 +45,7 @@ from fastdiff.kernels._edges import (
 )
 from fastdiff.kernels._fields import Cells, lowered
 from fastdiff.kernels._march import At, Star, cell, components_of, map_fields, sample_of
+from fastdiff.kernels._wide import near_of
 
 cuda = _cuda.toolkit()
 
@@ -671,6 +672,12 @@ def march_cuda(rule, u, edges, steps, *, step=0, out=None, work=None, values=Non
     spare = final if sweeps == 1 else as_space(_cuda.wrap(work))
     rule = _lowered(rule, u, edges, queue)
     data = to_device(rule, queue), to_device(edges, queue), to_device(NoValues() if values is None else values, queue)
+    if near_of(rule) != "star":
+        from fastdiff.kernels._wide_cuda import march_wide_cuda
+
+        kinds = edges.ints if isinstance(edges.ints, np.ndarray) else _cuda.wrap(edges.ints).copy_to_host()
+        march_wide_cuda(data, rule, here, final, steps, step, kinds[:3].tolist(), queue)
+        return out
     _launch(data, (here, final, spare), plan, ndim, steps, step, queue)
     return out
 
@@ -679,8 +686,8 @@ def _lowered(rule, u, edges, queue):
     """The rule with its numbers of every cell in the GPU's memory, and its clock set."""
     map_fields(rule, lambda field: field.check(type(rule).__name__, u) if isinstance(field, Cells) else None)
     clock = edges.clock if isinstance(edges.clock, np.ndarray) else _cuda.wrap(edges.clock).copy_to_host()
-    return lowered(rule, (ABSENT,) * 3, as_space(u).shape[2:], 0, clock, lambda data: _field_to_device(data, queue) if not _cuda.simulated()
-                   else data)
+    device = (lambda data: data) if _cuda.simulated() else (lambda data: _field_to_device(data, queue))
+    return lowered(rule, (ABSENT,) * 3, as_space(u).shape[2:], 0, clock, device)
 
 
 def _march_host(rule, u, edges, steps, step, out, values, stream, plan):

@@ -15,7 +15,7 @@ from numba.extending import overload
 from fastdiff.kernels._jit import FASTMATH
 from fastdiff.kernels._march import _method
 
-_OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy"}
+_OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True}
 
 
 def react(p, u, at) -> Any:

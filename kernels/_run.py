@@ -1,5 +1,6 @@
 """March a rule on the CPU: choose the schedule, share it out to threads."""
 
+import os
 from math import ceil
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 from fastdiff.kernels._edges import ABSENT, BOUNDED, make_edges
 from fastdiff.kernels._fields import Cells, lowered
 from fastdiff.kernels._march import LANES, components_of, map_fields, run_resident, run_stream
+from fastdiff.kernels._wide import march_wide, near_of
 from fastdiff.kernels._threads import default_threads, scratch, together
 
 
@@ -30,26 +32,48 @@ def plan_for(shape, kinds, itemsize: int, threads: int, steps: int) -> Plan:
     return _plan_stream(shape, kinds, itemsize, threads)
 
 
+def _cache(level: int, otherwise: int) -> int:
+    """Bytes of a cache: of level 1 and 2 a core's, of level 3 what its cores share."""
+    try:
+        return os.sysconf(f"SC_LEVEL{level}_{'DCACHE' if level == 1 else 'CACHE'}_SIZE") or otherwise
+    except (AttributeError, ValueError, OSError):
+        return otherwise
+
+
+FIRST, SECOND, THIRD = _cache(1, 32 << 10), _cache(2, 512 << 10), _cache(3, 8 << 20)
 RESIDENT_BYTES = 1 << 19  # both copies of a sample in a core's second-level cache
 SMALL_BYTES = 1 << 16  # below this, sharing one sample between threads does not pay
-LINE_BYTES = 12 << 10  # one copy of a block of a long line
+LINE_BYTES = FIRST * 5 // 12  # one copy of a block of a long line, of two
+ROW = 1024  # numbers in a row of a 2-D tile, all components together
 
 
 def _plan_line(B, C, n, kinds, itemsize, threads, steps):
     block = LINE_BYTES // (itemsize * C)
     if n <= 2 * block or (B >= threads and 2 * C * n * itemsize <= RESIDENT_BYTES):
         return Plan("resident", (1, 1, 1), max(steps, 1))
-    count = ceil(n / block)
-    return Plan("resident", (1, 1, count), min(max(steps, 1), 64))
+    return Plan("resident", (1, 1, ceil(n / block)), min(max(steps, 1), max(64, block // 20)))
 
 
 def _plan_stream(shape, kinds, itemsize, threads):
+    """Tiles as large as the caches let them be: the halos of `depth` cells are computed twice."""
     B, C, n0, n1, n2 = shape
-    flat = n1 == 1 and kinds[1] == ABSENT
-    depth, height, rows, width = (16, 512, 1, 8192) if flat else (4, 64, 48, 1024)
-    shares = max(1, ceil(2 * threads / B))  # tiles along axis 0, so that no thread waits long
-    c0 = max(ceil(n0 / height), min(shares, ceil(n0 / depth)))
-    return Plan("stream", (c0, ceil(n1 / rows), ceil(n2 * itemsize * C / width)), depth)
+    if n1 == 1 and kinds[1] == ABSENT:
+        c2 = ceil(n2 * C / ROW)
+        ring = 4 * C * (ceil(n2 / c2) + 48) * itemsize  # of one level
+        depth, c1 = min(max(SECOND * 7 // 8 // ring, 8), 24), 1
+        tall, highest = 20 * depth, 512
+    else:
+        c2 = ceil(n2 * itemsize * C / 1024)
+        rows, depth = (128, 8) if _ring(C, n2 / c2, 128, 8, itemsize) * threads <= THIRD // 2 else (48, 4)
+        c1, tall, highest = ceil(n1 / rows), 16 * depth, 256
+    shares = ceil(min(max(n0 // tall, threads), 2 * threads) / B)  # a thread that is held up leaves work to others
+    c0 = max(ceil(n0 / highest), min(shares, ceil(n0 / depth)), 1)
+    return Plan("stream", (c0, c1, c2), depth)
+
+
+def _ring(C, width, rows, depth, itemsize) -> float:
+    """Bytes of all rings of a 3-D tile."""
+    return 4 * C * depth * (rows + 2 * depth + 2) * (width + 2 * depth + 48) * itemsize
 
 
 def _fit(plan, shape):
@@ -121,6 +145,8 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
         out[...] = u
         return out
     shape = space_of(u.shape)
+    if near_of(rule) != "star":
+        return march_wide(rule, u, edges, steps, step, out, threads or default_threads(), shape)
     kinds = tuple(edges.ints[:3].tolist())
     threads = default_threads() if threads is None else threads
     plan = _fit(plan or plan_for(shape, kinds, u.itemsize, threads, steps), shape)

@@ -8,7 +8,8 @@ coefficients are read from tables. Around a rule with C components, component C*
 The wrapped rule's `change` is h M(u), h the length of the whole step. Two kinds, each with and without an estimate:
 
 `Chain`     explicit Runge-Kutta methods where a stage needs only the slope k_j before it. Registers y, z, s (and e):
-            z is the old value, y = z + a_j k_j, s collects b_j k_j, e collects e_j k_j; where `last` is 1, y = z + s.
+            z is the old value, y = z + a_j k_j, s collects b_j k_j, where `last` is 1, y = z + s. e collects e_j k_j
+            of all steps of a march from level 0 on: the sum of the errors that they made, as they estimate them.
 `Legendre`  Runge-Kutta-Legendre and alike. Registers Y_j, Y_{j-1}, Y_0, h M(Y_0):
             Y_j = Y_0 + mu (Y_{j-1} - Y_0) + nu (Y_{j-2} - Y_0) + rate h M(Y_{j-1}) + drag h M(Y_0);
             where `last` is 1, Y_{j-1} is left alone and 0.8 (Y_0 - Y_{j-1}) + 0.4 h (M(Y_0) + M(Y_{j-1})), an estimate
@@ -74,7 +75,7 @@ y{c} = z{c} + (s{c} if last else a * k{c})
     CHAIN + "Watched": """
 z{c} = u[{c}].c if first else u[{z}].c
 s{c} = b * k{c} if first else u[{s}].c + b * k{c}
-e{c} = e * k{c} if first else u[{e}].c + e * k{c}
+e{c} = e * k{c} if at.step == p.start else u[{e}].c + e * k{c}
 y{c} = z{c} + (s{c} if last else a * k{c})
 """,
     LEGENDRE: """
@@ -98,6 +99,9 @@ _TABLES = {CHAIN: "a b last", CHAIN + "Watched": "a b last e", LEGENDRE: "mu nu 
            LEGENDRE + "Watched": "mu nu rate drag last"}
 
 
+_MORE = {CHAIN + "Watched": ["start"], LEGENDRE + "Watched": ["keep", "slope"]}
+
+
 def _cell(kind, count):
     """The `cell` of a class: its source is written for `count` wrapped components."""
     registers, tables = _REGISTERS[kind], _TABLES[kind].split()
@@ -114,7 +118,7 @@ def _cell(kind, count):
 
 
 def _class(kind, count):
-    fields = ["rule", *_TABLES[kind].split(), "zero", *(["keep", "slope"] if kind == LEGENDRE + "Watched" else [])]
+    fields = ["rule", *_TABLES[kind].split(), "zero", *_MORE.get(kind, [])]
     base = namedtuple(f"{kind}{count}", fields)
     return type(f"{kind}{count}", (base,), {"components": count * len(_REGISTERS[kind]), "wrapped": count,
                                             "cell": staticmethod(_cell(kind, count)), "__module__": __name__,
@@ -132,7 +136,8 @@ def staged(scheme: Scheme, rule, dtype):
         raise ValueError(f"{type(rule).__name__} has {count} components; integrators take up to {MOST_COMPONENTS}")
     kind = scheme.kind + ("Watched" if scheme.watched else "")
     tables = [np.array([scheme.tables[name]], number) for name in _TABLES[kind].split()]
-    constants = [number(0), *([number(0.8), number(0.4)] if kind == LEGENDRE + "Watched" else [])]
+    more = {"start": np.int64(0), "keep": number(0.8), "slope": number(0.4)}
+    constants = [number(0), *(more[name] for name in _MORE.get(kind, []))]
     return _CLASSES[f"{kind}{count}"](rule, *tables, *constants)
 
 
@@ -219,12 +224,14 @@ def plain(scheme: Scheme, u, slope, hold, steps: int, start: float = 0.0, dt: fl
     run = _plain_chain if scheme.kind == CHAIN else _plain_legendre
     registers, times = [hold(np.array(u, np.float64), 0)], stage_times(scheme, start, dt, steps)
     for n in range(steps):
-        registers = run(scheme, registers[0], slope, hold, dt, n * scheme.stages, times)
+        registers = run(scheme, registers, slope, hold, dt, n * scheme.stages, times)
     return np.concatenate(registers, 1)
 
 
-def _plain_chain(scheme, z, slope, hold, h, level, times):
-    y, s, e, T = z, 0.0, 0.0, scheme.tables
+def _plain_chain(scheme, before, slope, hold, h, level, times):
+    z = before[0]
+    y, s, T = z, 0.0, scheme.tables
+    e = before[3] if scheme.watched and len(before) > 3 else 0.0
     for j in range(scheme.stages):
         k = h * slope(y, times[level + j], level + j)
         s = s + T["b"][j] * k
@@ -233,7 +240,8 @@ def _plain_chain(scheme, z, slope, hold, h, level, times):
     return [y, z, s, *([e] if scheme.watched else [])]
 
 
-def _plain_legendre(scheme, z, slope, hold, h, level, times):
+def _plain_legendre(scheme, before, slope, hold, h, level, times):
+    z = before[0]
     y, q, T = z, z, scheme.tables
     first = h * slope(z, times[level], level)
     for j in range(scheme.stages):

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import fastdiff as fd
 from fastdiff import cli
+from fastdiff.commands import problems
 from fastdiff.kernels import discover
 
 
@@ -46,7 +47,7 @@ def test_heat_goes_to_a_file_of_its_name(run, tmp_path):
     (("generate", "heat", "--samples", "0"), "samples must be at least 1, got 0"),
     (("generate", "heat", "--shape", "12,12"), "a shape looks like 128x128, not '12,12'"),
     (("generate", "heat", "--out", "no/a.h5"), "no does not exist: make it first"),
-    (("solve", "bar"), "unknown problem 'bar'; known: rod"),
+    (("solve", "bar"), f"unknown problem 'bar'; known: rod, {', '.join(sorted(problems.known()))}"),
     (("verify", "a.h5"), "a.h5 does not exist; `fastdiff generate` makes data sets"),
 ])
 def test_errors_are_one_line(run, tmp_path, arguments, message):

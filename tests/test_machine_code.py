@@ -59,6 +59,7 @@ def rules():
         for module in families()
         for name, cls in vars(module).items()
         if isinstance(cls, type) and cls.__module__ == module.__name__ and {"cell", "change"} & set(dir(cls))
+        and not hasattr(cls, "near")  # wide rules are looked at as loops without a rule
         and "rule" not in getattr(cls, "_fields", ())  # those with a rule inside need one; the next test has them
     ]
 

@@ -165,7 +165,8 @@ def test_plain_python_agrees(name, rng):
 def test_a_loop_is_packed_without_calls_or_float64(name, bits):
     scope = {"f": getattr(_math, name), "wide_vectors": wide_vectors}
     exec("def k(x, y):\n    wide_vectors()\n    for i in range(x.size):\n        y[i] = f(x[i])\n", scope)
-    bare = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(scope["k"])
+    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **OPTIONS}
+    bare = njit(**options)(scope["k"])
     array = types.Array(types.float32 if bits == 32 else types.float64, 1, "C")
     bare.compile((array, array))
     code = "\n".join(bare.inspect_asm().values())

@@ -477,3 +477,176 @@ def test_bad_laws():
     ]:
         with pytest.raises(ValueError, match=message):
             make()
+
+
+# -- wide operators: orders 4 and 6, upwind 2 and 3, matrices --------------------------------------------------------
+
+
+@pytest.mark.parametrize("wanted", [4, 6])
+@pytest.mark.parametrize("wall", ["periodic", "dirichlet", "neumann", "robin in value and slope"])
+@pytest.mark.parametrize("centering", CENTERINGS)
+def test_high_orders_hold_up_to_steady_walls(wanted, wall, centering):
+    """Modes of the continuous problem; what the step adds divided by dt against -k² D mode: no error in time."""
+    errors = []
+    for n in (12, 24):
+        grid = fd.Grid(n, periodic=wall == "periodic", centering=centering)
+        (x,) = grid.coordinates()
+        k, shift = 2 * np.pi, 0.3
+        walls = {"periodic": None, "dirichlet": fd.Dirichlet(0.4), "neumann": fd.Neumann(0.0),
+                 "robin in value and slope": None}[wall]
+        mode = {"periodic": np.sin(k * x + shift), "dirichlet": 0.4 + np.sin(k * x)}.get(wall, np.cos(k * x))
+        equation = fd.Heat(0.7, order=wanted)
+        dt = 1e-3 * equation.stable_dt(grid)
+        new = fd.Stepper(equation, grid, dt=dt, boundary=walls)(mode)
+        rate = (new - mode) / dt
+        want = -0.7 * k * k * (mode - (0.4 if wall == "dirichlet" else 0.0))
+        inside = slice(1, -1) if wall == "dirichlet" and centering == "nodes" else slice(None)
+        errors.append(np.abs(rate - want)[inside].max())
+    assert order(errors)[-1] == pytest.approx(wanted, abs=0.4), errors
+
+
+@pytest.mark.parametrize("shape", [(14, 12), (8, 9, 10)], ids=str)
+@pytest.mark.parametrize("wanted", [4, 6])
+def test_the_limits_of_high_orders_are_sharp(shape, wanted, rng):
+    grid = fd.Grid(tuple(n // 2 * 2 for n in shape), periodic=True, extent=1.3)
+    equation = fd.Heat(tuple(rng.uniform(0.5, 1, len(shape))), order=wanted)
+    limit = equation.stable_dt(grid)
+    u0 = rng.standard_normal(grid.shape)
+    assert np.linalg.norm(run(equation, u0, grid, 200 * limit, share=1.0)) <= np.linalg.norm(u0)
+    from fastdiff.kernels._edges import make_edges
+    from fastdiff.kernels._run import march
+
+    if all(n % 2 == 0 for n in grid.shape):
+        rule = equation.euler(grid, 1.05 * limit, 1, np.float64)
+        worst = np.prod(np.broadcast_arrays(*((-1.0) ** np.arange(n).reshape([-1 if k == a else 1 for k in range(
+            grid.ndim)]) for a, n in enumerate(grid.shape))), axis=0)
+        after = march(rule, worst[None, None], make_edges(grid.shape, grid.periodic, "f8"), 50)
+        assert np.abs(after).max() > 5
+
+
+@pytest.mark.parametrize(("scheme", "wanted"), [("upwind2", 2), ("upwind3", 3)])
+@pytest.mark.parametrize("velocity", [1.0, -1.0])
+def test_upwind_of_higher_order(scheme, wanted, velocity):
+    """What the step adds divided by dt, against D u_xx - v u_x."""
+    errors = []
+    for n in (40, 80):
+        grid = fd.Grid(n, periodic=True)
+        (x,) = grid.coordinates()
+        k = 2 * np.pi
+        equation = fd.AdvectionDiffusion(1e-4 / n**2, velocity, scheme=scheme)
+        u = np.sin(k * x)
+        dt = 1e-4 * equation.stable_dt(grid)
+        rate = (fd.Stepper(equation, grid, dt=dt)(u) - u) / dt
+        errors.append(np.abs(rate + velocity * k * np.cos(k * x)).max())
+    assert order(errors)[-1] == pytest.approx(wanted, abs=0.3), errors
+
+
+@pytest.mark.parametrize("scheme", ["upwind2", "upwind3"])
+def test_upwind_of_higher_order_in_a_variable_flow(scheme, rng):
+    """Second order for a manufactured solution between Dirichlet walls; conserving on a periodic grid; stable."""
+    errors = [manufactured(scheme, "nodes", n, "dirichlet") for n in (10, 20, 40)]
+    assert order(errors)[-1] > 1.6, errors
+    grid, u0 = fd.Grid((20, 18), periodic=True), rng.random((20, 18))
+    equation = fd.AdvectionDiffusion(0.02, (rng.standard_normal((20, 18)), "cos(2*pi*x)"), scheme=scheme)
+    got = run(equation, u0, grid, 0.3, share=1.0)
+    assert got.sum() == pytest.approx(u0.sum(), rel=1e-12) and np.abs(got).max() < 10
+
+
+def turned(angle, large, small):
+    c, s = np.cos(angle), np.sin(angle)
+    return ((large * c * c + small * s * s, (large - small) * c * s),
+            ((large - small) * c * s, large * s * s + small * c * c))
+
+
+def test_a_turned_gaussian():
+    """An anisotropic Gaussian in the plane: covariance S + 2 D t."""
+    D, t, errors = np.array(turned(0.5, 1.0, 0.1)), 0.01, []
+    for n in (32, 64):
+        grid = fd.Grid((n, n), extent=[(-1.0, 1.0)] * 2, periodic=True)
+        x, y = grid.coordinates()
+
+        def exact(t, x=x, y=y):
+            C = np.linalg.inv(0.03 * np.eye(2) + 2 * D * t)
+            return np.sqrt(np.linalg.det(C)) * np.exp(-(C[0, 0] * x * x + 2 * C[0, 1] * x * y + C[1, 1] * y * y) / 2)
+
+        got = run(fd.Heat(D.tolist()), exact(0.0), grid, t, share=0.3)
+        errors.append(np.abs(got - exact(t)).max())
+    assert order(errors)[-1] == pytest.approx(2, abs=0.25), errors
+
+
+@pytest.mark.parametrize("walls", ["closed", "dirichlet", "neumann"])
+@pytest.mark.parametrize("centering", CENTERINGS)
+def test_matrices_in_a_box_against_a_manufactured_solution(centering, walls):
+    """D varies in space and has mixed entries everywhere; `closed`: no flux through any wall, so u is conserved."""
+    import sympy
+
+    t, x, y = sympy.symbols("t x y", real=True)
+    D = sympy.Matrix([[1 + x / 2, sympy.Rational(1, 3) + y / 4], [sympy.Rational(1, 3) + y / 4, 1 - y / 4]])
+    if walls == "closed":  # all first derivatives vanish on the walls
+        u = sympy.exp(-t) * (2 + (x * (1 - x) * y * (1 - y)) ** 2 * 40 * (1 + x))
+    else:
+        u = sympy.exp(-t) * (2 + sympy.sin(2 * x + y))
+    flux = D * sympy.Matrix([u.diff(x), u.diff(y)])
+    f = u.diff(t) - flux[0].diff(x) - flux[1].diff(y)
+
+    def wall(z, at, sign):
+        row = 0 if z == x else 1
+        normal = sign * flux[row].subs(z, at) / D[row, row].subs(z, at)
+        kinds = {"closed": lambda: None, "dirichlet": lambda: fd.Dirichlet(str(u.subs(z, at))),
+                 "neumann": lambda: fd.Neumann(str(normal))}
+        return kinds[walls]()
+
+    boundary, errors = {n: (wall(z, 0, -1), wall(z, 1, 1)) for n, z in (("x", x), ("y", y))}, []
+    exact = sympy.lambdify((t, x, y), u)
+    for n in (10, 20, 40):
+        grid = fd.Grid((n, n + 2), centering=centering)
+        places = grid.coordinates()
+        equation = fd.Heat([[str(entry) for entry in D.row(k)] for k in range(2)], source=str(f))
+        got = run(equation, np.broadcast_to(exact(0.0, *places), grid.shape).copy(), grid, 0.05, boundary, share=0.4)
+        errors.append(np.abs(got - exact(0.05, *places)).max())
+    assert order(errors)[-1] > 1.6, errors
+
+
+@pytest.mark.parametrize("centering", CENTERINGS)
+def test_matrices_conserve_between_closed_walls(centering, rng):
+    grid = fd.Grid((9, 12), centering=centering)
+    u0 = rng.random((9, 12))
+    got = run(fd.Heat([["1+x", "y/3"], ["y/3", 1.0]]), u0, grid, 0.1, share=0.9)
+    weights = np.prod(np.broadcast_arrays(*grid.weights()), axis=0)
+    assert np.sum(weights * got) == pytest.approx(np.sum(weights * u0), rel=1e-12)
+    assert np.abs(got - got.mean()).max() < np.abs(u0 - u0.mean()).max()
+
+
+def test_a_matrix_in_three_dimensions(rng):
+    """A diagonal matrix is the tuple; a turned one decays its modes as exp(-k.D k t)."""
+    grid, u0 = fd.Grid((8, 9, 10), periodic=True), rng.random((8, 9, 10))
+    a = run(fd.Heat([[1.0, 0, 0], [0, 2.0, 0], [0, 0, 3.0]]), u0, grid, 1e-3)
+    b = fd.solve(fd.Heat((1.0, 2.0, 3.0)), u0, grid, 1e-3, method="euler",
+                 dt=0.2 * fd.Heat([[1.0, 0, 0], [0, 2.0, 0], [0, 0, 3.0]]).stable_dt(grid)).final
+    assert np.abs(a - b).max() < 1e-12
+    Q, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    D, errors = Q @ np.diag([1.0, 0.5, 0.2]) @ Q.T, []
+    D = (D + D.T) / 2
+    for n in (12, 24):
+        grid = fd.Grid((n,) * 3, periodic=True)
+        x, y, z = grid.coordinates()
+        k = 2 * np.pi * np.array([1, -1, 1])
+        mode = np.cos(k[0] * x + k[1] * y + k[2] * z)
+        errors.append(np.abs(run(fd.Heat(D.tolist()), mode, grid, 2e-3) - mode * np.exp(-k @ D @ k * 2e-3)).max())
+    assert order(errors)[-1] == pytest.approx(2, abs=0.3), errors
+
+
+def test_bad_wide_operators():
+    square, line = fd.Grid((8, 8)), fd.Grid(8)
+    for make, message in [
+        (lambda: fd.Heat(1.0, order=3), "order is 2, 4 or 6, not 3"),
+        (lambda: fd.Heat("1+x", order=4).euler(line, 1e-3, 1, "f8"), "order 4 needs a constant diffusivity"),
+        (lambda: fd.Heat([[1.0, 2.0], [2.0, 1.0]]).stable_dt(square), "positive definite.*eigenvalue.* is -1"),
+        (lambda: fd.Heat([["1", "0.9+x"], ["0.9+x", "1"]]).stable_dt(square), r"positive definite.* at \(1, 0\)"),
+        (lambda: fd.Heat([[1.0, 0.2], [0.1, 1.0]]).stable_dt(square), "must be symmetric"),
+        (lambda: fd.Heat([[1.0, 0.2], [0.2]]), "square"),
+        (lambda: fd.Heat(np.eye(3)).stable_dt(square), "3 rows does not fit a grid of 2 axes"),
+        (lambda: fd.AdvectionDiffusion(1.0, 1.0, scheme="upwind3").stable_dt(fd.Grid.graded([0, 1, 3.0])), "equal spacing"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()

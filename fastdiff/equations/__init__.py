@@ -4,13 +4,19 @@ from fastdiff.equations._base import Equation
 from fastdiff.equations.advection import AdvectionDiffusion
 from fastdiff.equations.allen_cahn import AllenCahn
 from fastdiff.equations.brusselator import Brusselator
+from fastdiff.equations.burgers import Burgers
+from fastdiff.equations.cahn_hilliard import CahnHilliard
+from fastdiff.equations.diffusion_sorption import DiffusionSorption
 from fastdiff.equations.fisher import FisherKPP
 from fastdiff.equations.fitzhugh_nagumo import FitzHughNagumo
 from fastdiff.equations.gray_scott import GrayScott
 from fastdiff.equations.heat import Heat
+from fastdiff.equations.porous_medium import PorousMedium
 from fastdiff.equations.reaction_diffusion import ReactionDiffusion
 from fastdiff.equations.schnakenberg import Schnakenberg
 from fastdiff.equations.sir import SIR
+from fastdiff.equations.swift_hohenberg import SwiftHohenberg
 
-__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Equation", "FisherKPP", "FitzHughNagumo", "GrayScott",
-           "Heat", "ReactionDiffusion", "SIR", "Schnakenberg"]
+__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Burgers", "CahnHilliard", "DiffusionSorption",
+           "Equation", "FisherKPP", "FitzHughNagumo", "GrayScott", "Heat", "PorousMedium", "ReactionDiffusion", "SIR",
+           "Schnakenberg", "SwiftHohenberg"]

@@ -37,6 +37,13 @@ class Equation(Protocol):
         ...
 
 
+class AsGiven:
+    """A frozen dataclass that is pickled as its fields, without what it has computed since, which may be modules."""
+
+    def __getstate__(self):
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
 _PROTOCOL = ("names", "batch", "diffusivities", "euler", "stable_dt", "reaction_rate")
 
 

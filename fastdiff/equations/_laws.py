@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastdiff.equations._base import parameter
-from fastdiff.equations._rules import _host, _stamp, _symbols, _Writer, canonical
+from fastdiff.equations._rules import _host, _stamp, _symbols, _Writer, canonical, digest
 from fastdiff.expressions import Expression, module_for
 
 _HOLDS = ("Law", "numbers", "host", "VARIES")
@@ -48,10 +48,11 @@ class FieldLaw:
 
 @lru_cache(maxsize=256)
 def _module(source: str, parameters: int) -> ModuleType:
-    return module_for("law", f"{_stamp()} {source} {parameters} 2", _HOLDS, lambda: _write(source, parameters))
+    key = f"{_stamp()} {source} {parameters} 2"
+    return module_for("law", key, _HOLDS, lambda: _write(source, parameters, digest(key)))
 
 
-def _write(source, parameters) -> str:
+def _write(source, parameters, tag) -> str:
     import sympy
 
     (u,), a, dt = _symbols("u", 1), _symbols("a", parameters), sympy.Symbol("dt", positive=True)
@@ -64,10 +65,11 @@ def _write(source, parameters) -> str:
     functions = ", ".join(sorted(writer.functions))
     lines = ['"""A law, written by fastdiff."""', "", "from typing import Any, NamedTuple", "", "import numpy", ""]
     lines += [f"from fastdiff.kernels._math import {functions}", ""] if functions else []
-    lines += [f"VARIES = {tuple(bool(e.free_symbols) for e, _ in numbers)}", "", "", "class Law(NamedTuple):"]
+    lines += [f"VARIES = {tuple(bool(e.free_symbols) for e, _ in numbers)}", "", "", f"class Law_{tag}(NamedTuple):"]
     lines += [f"    {name}: Any" for _, name in numbers] + ["    none: Any", "", "    @staticmethod",
                                                            "    def value(p, u):", "        u0 = u"]
-    lines += [*(f"        {line}" for line in body), f"        return {text or 'u0 - u0'}"]
+    lines += [*(f"        {line}" for line in body), f"        return {text or 'u0 - u0'}", "", "",
+              f"Law = Law_{tag}"]
     lines += _host("numbers", ["dt", *map(str, a)], [e for e, _ in numbers])
     lines += _host("host", ["u0", *map(str, a)], [value])
     return "\n".join(lines) + "\n"

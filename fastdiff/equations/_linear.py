@@ -130,6 +130,72 @@ def advection(grid: Grid, v, axis: int, scheme: str, at_wall=wall_values):
     return below / volume, above / volume, (high - low) / volume
 
 
+def upwind(grid: Grid, v, axis: int, scheme: str):
+    """Weights {cells away: (batch, *grid)} of upwind schemes of order 2 and 3 along an axis, and div v, per time.
+
+    A face takes (3 u_1 - u_2)/2 or (-u_2 + 5 u_1 + 2 u_d)/6 from the first and second cell upstream and the one
+    downstream. Equal spacing.
+    """
+    a, b = _sides(v, axis)
+    inner = (a + b) / 2
+    if grid.periodic[axis]:
+        ends = [(v.take([-1], axis + 1) + v.take([0], axis + 1)) / 2] * 2
+    else:
+        ends = [2 * v.take([-end], axis + 1) - inner.take([-end], axis + 1) for end in (0, 1)]
+    low, high = _sides(np.concatenate([ends[0], inner, ends[1]], axis + 1) / grid.spacing[axis], axis)
+    second, first, down = (-1 / 2, 3 / 2, 0.0) if scheme == "upwind2" else (-1 / 6, 5 / 6, 1 / 3)
+    weights = {-2: -0.0 * v, -1: 0.0 * v, 1: 0.0 * v, 2: 0.0 * v}
+    for flow, sign, shift in ((low, 1, -1), (high, -1, 0)):  # of the face between cells shift and shift + 1
+        with_it, against = sign * np.maximum(flow, 0), sign * np.minimum(flow, 0)
+        for where, part in ((shift - 1, second * with_it), (shift, first * with_it), (shift + 1, down * with_it),
+                            (shift + 2, second * against), (shift + 1, first * against), (shift, down * against)):
+            if where:
+                weights[where] = weights[where] + part
+    return weights, high - low
+
+
+def mixed(grid: Grid, D, a: int, b: int, open_walls=()):
+    """Weights {(cells along a, along b): (batch, *grid)} of d_a (D d_b u), per time, for D (batch, *grid).
+
+    The flux through a face along a takes the mean of D and of the central differences along b on both sides; beside a
+    wall of b they are one-sided. Through walls of a no mixed flux passes, except those in `open_walls`, pairs of axis
+    and end, where values are given: there the tangential derivative is continued from the first two cells.
+    """
+    ndim = grid.ndim
+    _, volume, _, _ = (along(m, a, ndim) for m in _measures(grid, a))
+    low, high = _mean_faces(grid, D, a)
+    slope = {1: np.full(grid.shape[b], 0.5), -1: np.full(grid.shape[b], -0.5), 0: np.zeros(grid.shape[b])}
+    if not grid.periodic[b]:
+        slope[1][0], slope[0][0], slope[-1][0] = 1.0, -1.0, 0.0
+        slope[1][-1], slope[0][-1], slope[-1][-1] = 0.0, 1.0, -1.0
+        if grid.shape[b] == 1:
+            slope = {k: 0 * line for k, line in slope.items()}
+    found: dict = {}
+    for o, line in slope.items():
+        line = along(line / grid.spacing[b], b, ndim)
+        parts = {1: high / 2, 0: (high - low) / 2, -1: -low / 2}
+        for end in (0, 1):
+            if (a, end) in open_walls and grid.centering == "cells" and grid.shape[a] > 1:
+                where: list = [slice(None)] * D.ndim
+                where[a + 1] = -end
+                place, sign, inward = tuple(where), (1 if end else -1), (-1 if end else 1)
+                parts[0], parts[inward] = parts[0].copy(), parts[inward].copy()
+                parts[0][place] += sign * 1.5 * D[place]
+                parts[inward][place] -= sign * 0.5 * D[place]
+        for k, part in parts.items():
+            if (k, o) != (0, 0):
+                found[k, o] = part * line / volume
+    return found
+
+
+def _mean_faces(grid, D, axis):
+    """Arithmetic means at the low and the high face of each cell; 0 at walls."""
+    one, two = _sides(D, axis)
+    inner = (one + two) / 2
+    ends = [(D.take([-1], axis + 1) + D.take([0], axis + 1)) / 2 if grid.periodic[axis] else 0 * D.take([0], axis + 1)] * 2
+    return np.concatenate([ends[0], inner], axis + 1), np.concatenate([inner, ends[1]], axis + 1)
+
+
 def _conductance(a, b, h_a, h_b):
     """1 / (h_a/D_a + h_b/D_b); 0 where one of them is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from fastdiff.equations._base import AsGiven
 from fastdiff.equations.reaction_diffusion import ReactionDiffusion
 from fastdiff.grid import Grid
 
 
-class Named:
+class Named(AsGiven):
     """An equation that a ReactionDiffusion, made by `_make`, solves for it."""
 
     names: tuple[str, ...]
@@ -52,11 +53,3 @@ class Named:
     def jacobian(self, u, grid: Grid | None = None, t: float = 0.0) -> np.ndarray:
         """Derivatives of the reaction, see `ReactionDiffusion.jacobian`."""
         return self.system.jacobian(u, grid, t)
-
-
-def single(value, what: str) -> float:
-    """A parameter that a closed form needs as one number."""
-    numbers = np.asarray(value, np.float64)
-    if numbers.size != 1:
-        raise ValueError(f"exact(...) is for one sample: {what} has {numbers.size} numbers")
-    return float(numbers.reshape(()))

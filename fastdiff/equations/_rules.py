@@ -39,14 +39,26 @@ def canonical(texts: Iterable[str], names: tuple[str, ...], parameters: tuple[st
         def visit_Name(self, node):
             return ast.Name(new.get(node.id, node.id), node.ctx)
 
-    return tuple(ast.unparse(Rename().visit(Expression(text, known)._tree)) for text in texts)
+    formulas = [Expression(text, known) for text in texts]
+    for formula in formulas:
+        formula.fold()
+    return tuple(ast.unparse(Rename().visit(formula._tree)) for formula in formulas)
 
 
 @lru_cache(maxsize=256)
 def rule_module(sources: tuple[str, ...], parameters: int, diffuses: tuple[bool, ...]) -> ModuleType:
     """The module of a reaction in canonical names; `diffuses` says which components have a Laplacian."""
     key = f"{_stamp()} {sources} {parameters} {diffuses}"
-    return module_for("reaction", key, HOLDS, lambda: _write(sources, parameters, diffuses))
+    return module_for("reaction", key, HOLDS, lambda: _write(sources, parameters, diffuses, digest(key)))
+
+
+def digest(key: str) -> str:
+    """What makes the name of a generated class its own.
+
+    Numba names machine code after the names of types: two classes with one name and fields of the same types would run
+    each other's code.
+    """
+    return hashlib.sha256(key.encode()).hexdigest()[:12]
 
 
 @lru_cache(maxsize=1)
@@ -251,7 +263,7 @@ _SPREAD = {
 _RATES = {"Line": ("d{k}",), "Square": ("d{k}",), "Axes": ("d{k}_0", "d{k}_1", "d{k}_2")}
 
 
-def _write(sources, parameters, diffuses) -> str:
+def _write(sources, parameters, diffuses, tag) -> str:
     import sympy
 
     count = len(sources)
@@ -264,7 +276,7 @@ def _write(sources, parameters, diffuses) -> str:
     derivative = [_plain(sympy.diff(e, v)) for e in right for v in u]
     writer, react = _cheapest(right, u, a, dt)
     jacobian = writer.body(derivative, "y", dt)
-    return _source(count, diffuses, writer, react, jacobian, right, derivative, u, a)
+    return _source(tag, count, diffuses, writer, react, jacobian, right, derivative, u, a)
 
 
 def _plain(e):
@@ -286,7 +298,7 @@ def _cheapest(right, u, a, dt):
     return best
 
 
-def _source(count, diffuses, writer, react, jacobian, right, derivative, u, a) -> str:
+def _source(tag, count, diffuses, writer, react, jacobian, right, derivative, u, a) -> str:
     numbers, fields = list(writer.numbers.items()), list(writer.fields.items())
     time = any(e.has(writer.time) for e in right)
     functions = ", ".join(sorted(writer.functions))
@@ -298,7 +310,8 @@ def _source(count, diffuses, writer, react, jacobian, right, derivative, u, a) -
     lines += [f"NUMBERS = {len(numbers)}", f"VARIES = {tuple(used)}", f"FIELDS = {len(fields)}", f"TIME = {time}"]
     names = [name for _, name in numbers] + [name for _, name in fields] + (["clock"] if time else [])
     for shape in ("Line", "Square", "Axes"):
-        lines += ["", "", *_rule(shape, count, diffuses, names, react, jacobian, time)]
+        lines += ["", "", *_rule(shape, tag, count, diffuses, names, react, jacobian, time)]
+        lines += ["", "", f"{shape} = {shape}_{tag}"]
     lines += _host("numbers", ["dt", *map(str, a)], [e for e, _ in numbers])
     lines += _host("fields", ["dt", *AXES, *map(str, a)], [e for e, _ in fields])
     arguments = [*map(str, u), *map(str, a), *AXES, "t"]
@@ -306,9 +319,9 @@ def _source(count, diffuses, writer, react, jacobian, right, derivative, u, a) -
     return "\n".join(lines) + "\n"
 
 
-def _rule(shape, count, diffuses, names, react, jacobian, time):
+def _rule(shape, tag, count, diffuses, names, react, jacobian, time):
     rates = [text.format(k=k) for k in range(count) if diffuses[k] for text in _RATES[shape]]
-    lines = [f"class {shape}(NamedTuple):"]
+    lines = [f"class {shape}_{tag}(NamedTuple):"]
     lines += [f"    {name}: Any" for name in (*rates, *names, "two", "four")]
     lines += [f"    components = {count}", "", "    @staticmethod", "    def react(p, u, at):"]
     lines += _inside(count, react, time, "u{k} - u{k}")

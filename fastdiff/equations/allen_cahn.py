@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.equations._named import Named, single
+from fastdiff.equations._exact import single
+from fastdiff.equations._named import Named
 from fastdiff.equations.reaction_diffusion import ReactionDiffusion
 
 

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 
 from fastdiff.equations._base import axis_values, common_batch, diffusive_limit, parameter
+from fastdiff.equations._named import Named
+from fastdiff.equations.reaction_diffusion import ReactionDiffusion
 from fastdiff.grid import Grid
 from fastdiff.kernels import gray_scott
 
 
 @dataclass(frozen=True)
-class GrayScott:
+class GrayScott(Named):
     """Gray–Scott reaction–diffusion (Pearson, Science 261 (1993) 189, eq. 1).
 
         u_t = D_u Δu - u v² + F (1 - u)
@@ -33,6 +35,10 @@ class GrayScott:
         for value, what in ((self.Du, "Du"), (self.Dv, "Dv")):
             axis_values(value, what, len(value) if isinstance(value, tuple | list) else 1)
         self.batch()
+
+    def _make(self):
+        return ReactionDiffusion({"u": self.Du, "v": self.Dv}, {"u": "F*(1 - u) - u*v**2", "v": "u*v**2 - (F + k)*v"},
+                                 {"F": self.F, "k": self.k})
 
     def batch(self) -> int:
         """Samples that the parameters speak of."""
@@ -62,6 +68,6 @@ class GrayScott:
         rates = [2.0 / limit + decay for limit, decay in zip(limits, (F, F + k))]
         return float(2.0 / max(rates)) if max(rates) > 0 else np.inf
 
-    def reaction_rate(self) -> float:
+    def reaction_rate(self, grid: Grid | None = None) -> float:
         """The fastest decay by reaction, v² + F with v <= 1."""
         return float(1.0 + parameter(self.F, "F").max())

@@ -7,29 +7,34 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.equations import _linear
-from fastdiff.equations._base import axis_values, common_batch, diffusive_limit
+from fastdiff.equations import _exact, _linear
+from fastdiff.equations._base import AsGiven, axis_values, common_batch, diffusive_limit
 from fastdiff.equations._coefficients import at_wall_of, in_space, is_formula, over_grid, samples_in, timed_source, uses
+from fastdiff.equations._exact import single
 from fastdiff.equations._laws import FieldLaw
 from fastdiff.grid import Grid
-from fastdiff.kernels import heat, nonlinear, variable
+from fastdiff.kernels import heat, nonlinear, variable, wide
 
 
 @dataclass(frozen=True)
-class Heat:
+class Heat(AsGiven):
     """Heat equation, R u_t = div(D grad u) + f, such as u_t = D (u_xx + u_yy + u_zz) (Fick's second law).
 
     diffusivity  D: a number; an array with one number a sample; an array over the grid, (*grid) or (samples, *grid);
                  an expression of place, such as "1 + 0.5*sin(x)", or a function; a tuple with one of these an axis; or
-                 an expression in u, such as "u**2". Length² / time
+                 an expression in u, such as "u**2"; or a symmetric positive definite matrix, ((Dxx, Dxy), (Dxy, Dyy)),
+                 whose entries may vary in space. Length² / time
     source       f: a number or array as the diffusivity, or an expression of place and time. Units of u / time
     capacity     R: an expression in u, such as "1 + 2*(u + 1e-6)**(-0.1)"; default 1
     parameters   numbers, or arrays with one number a sample, that expressions in u name
     bounds       (low, high) between which u is expected, where D or R depends on it: for the choice of the time step
+    order        of accuracy in space, 2, or 4 or 6 for constant coefficients: inside, on periodic axes, and at walls
+                 whose value, derivative or flux does not change in time
 
     Where D varies in space, the flux between two cells takes the harmonic mean of theirs: it is right where D jumps.
     Where D depends on u it takes the arithmetic mean: a front may move into a place where D(u) = 0. What leaves a cell
-    enters its neighbour. Second order in space (kernels/heat.py, variable.py, nonlinear.py).
+    enters its neighbour. With a matrix, Neumann, Robin and Flux speak of the flux through the wall over D_nn.
+    kernels/heat.py, variable.py, nonlinear.py; wide.py for order 4 and 6 and for matrices.
     """
 
     diffusivity: Any = 1.0
@@ -37,9 +42,11 @@ class Heat:
     capacity: Any = None
     parameters: Any = field(default_factory=dict)
     bounds: Any = (0.0, 1.0)
+    order: int = 2
 
     names = ("u",)
     _mirrored = False
+    _open: tuple = ()
 
     def __post_init__(self):
         if not self._in_space(None):
@@ -48,6 +55,8 @@ class Heat:
             raise ValueError(f"parameters is a mapping from names to numbers, not {self.parameters!r}")
         if self.capacity is not None and not isinstance(self.capacity, str):
             raise ValueError(f"capacity is an expression in u, not {self.capacity!r}: divide the diffusivity instead")
+        if self.order not in (2, 4, 6):
+            raise ValueError(f"order is 2, 4 or 6, not {self.order!r}")
         self._laws  # noqa: B018  formulas in u are read here
         if self.parameters and not any(self._laws):
             raise ValueError("parameters are those of expressions in u, and there is none")
@@ -83,8 +92,38 @@ class Heat:
     def _parts(self) -> tuple:
         return tuple(self.diffusivity) if isinstance(self.diffusivity, tuple | list) else (self.diffusivity,)
 
+    @cached_property
+    def _matrix(self) -> tuple | None:
+        """The rows of a matrix of diffusivities, or None."""
+        D = self.diffusivity
+        if isinstance(D, np.ndarray) and D.ndim == 2 and D.shape in ((2, 2), (3, 3)):
+            D = D.tolist()
+        rows = isinstance(D, tuple | list) and len(D) > 1 and all(isinstance(r, tuple | list) for r in D)
+        if rows and any(len(r) != len(D) for r in D):
+            raise ValueError(f"a matrix of diffusivities is square, not with rows of {', '.join(str(len(r)) for r in D)}")
+        return tuple(map(tuple, D)) if rows else None
+
+    def _tensor(self, grid, batch):
+        """The matrix over the grid, (1 or batch, *grid) for each entry; refuses what is not positive definite."""
+        assert self._matrix is not None
+        if len(self._matrix) != grid.ndim:
+            raise ValueError(f"a matrix of {len(self._matrix)} rows does not fit a grid of {grid.ndim} axes")
+        D = [[over_grid(entry, grid, "an entry of the diffusivity", batch) for entry in row] for row in self._matrix]
+        whole = np.stack([np.stack(np.broadcast_arrays(*[e for r in D for e in r])[k * grid.ndim : (k + 1) * grid.ndim],
+                                   -1) for k in range(grid.ndim)], -2)
+        if not np.allclose(whole, np.swapaxes(whole, -1, -2), rtol=1e-12, atol=0):
+            raise ValueError("a matrix of diffusivities must be symmetric")
+        least = np.linalg.eigvalsh(whole)[..., 0]
+        if (least <= 0).any():
+            place = tuple(map(int, np.argwhere(least <= 0)[0][1:]))
+            raise ValueError(f"a matrix of diffusivities must be positive definite: the smallest eigenvalue at {place} is "
+                             f"{least.min():g}")
+        return [[np.broadcast_to(e, (len(e), *grid.shape)) for e in row] for row in D]
+
     def _in_space(self, grid: Grid | None) -> bool:
-        """Whether the diffusivity varies over a grid; without one, whether it has the look of it."""
+        """Whether the diffusivity varies over a grid (a matrix counts); without one, whether it has the look of it."""
+        if self._matrix is not None:
+            return True
         if grid is None:
             return any(is_formula(part) or np.ndim(part) > (1 if len(self._parts()) == 1 else 0)
                        for part in self._parts())
@@ -96,7 +135,8 @@ class Heat:
 
     def batch(self, grid: Grid | None = None) -> int:
         """Samples that the coefficients speak of."""
-        parts = [*self._parts(), *([] if self.source is None else [self.source]), *self.parameters.values()]
+        D = self._parts() if self._matrix is None else [e for row in self._matrix for e in row]
+        parts = [*D, *([] if self.source is None else [self.source]), *self.parameters.values()]
         return common_batch(*(np.empty(samples_in(part, grid)) for part in parts))
 
     def diffusivities(self, grid: Grid) -> np.ndarray:
@@ -138,6 +178,9 @@ class Heat:
         """A function of component, axis and end that gives D on a wall, (1 or batch, *face); None if D is constant."""
         if not self._in_space(grid) or self._laws[0] is not None:
             return None
+        if self._matrix is not None:
+            tensor = self._tensor(grid, batch)
+            return lambda c, axis, end: at_wall_of(self._matrix[axis][axis], tensor[axis][axis], grid, axis, end)
         fields = self._over(grid, batch)
         return lambda c, axis, end: self._wall_values(fields[axis], grid, axis, end)
 
@@ -145,12 +188,44 @@ class Heat:
         """The equation for these walls: if all are held or closed, weights belong to faces (half of the memory)."""
         if self._laws[0] is not None:
             return self
+        if self._matrix is not None:
+            return self._with(_open=tuple((axis, end) for (_, axis, end), wall in faces.walls.items()
+                                          if np.all(np.asarray(wall.side.alpha) == -1)))
         nodes = faces.grid.centering == "nodes" and faces.grid.lines is None
         if not nodes or not all(_held_or_closed(wall) for wall in faces.walls.values()):
             return self
-        mirrored = type(self)(**{name: getattr(self, name) for name in self.__dataclass_fields__})
-        object.__setattr__(mirrored, "_mirrored", True)
-        return mirrored
+        return self._with(_mirrored=True)
+
+    def _with(self, **known) -> "Heat":
+        """A copy that knows more about the walls."""
+        other = type(self)(**{name: getattr(self, name) for name in self.__dataclass_fields__})
+        for name, value in known.items():
+            object.__setattr__(other, name, value)
+        return other
+
+    def _wide(self, grid, batch) -> tuple[str, dict]:
+        """The neighbourhood and weights, per time, of orders 4 and 6 and of matrices: kernels/wide.py."""
+        letters = dict(enumerate({1: "2", 2: "02", 3: "012"}[grid.ndim]))
+        if self._matrix is None:
+            if not self.constant(grid) and (not grid.plain or self._in_space(grid)):
+                raise ValueError(f"order {self.order} needs a constant diffusivity on a Cartesian grid with equal spacing")
+            rate = self.diffusivities(grid)[:, 0] / np.square(grid.spacing)
+            return (f"star{self.order // 2}", {letter * k + letters[axis]: w * rate[:, axis] for axis in letters
+                                               for k, w in enumerate(_LAPLACIAN[self.order], 1) for letter in "mp"})
+        if not grid.plain or grid.ndim == 1 or self.order != 2:
+            raise ValueError("a matrix of diffusivities needs order 2 and a Cartesian grid of equal spacing with two or "
+                             "three axes")
+        tensor, found = self._tensor(grid, batch), {}
+        for a in letters:
+            pair = _linear.diffusion(grid, tensor[a][a], a, False, _wall_of(self._matrix[a][a]))
+            for letter, w in zip("mp", pair):
+                _add(found, letter + letters[a], w)
+            for b in letters:
+                if a != b:
+                    for (k, o), w in _linear.mixed(grid, tensor[a][b], a, b, self._open).items():
+                        at = {a: k, b: o}
+                        _add(found, "".join("pm"[at[x] < 0] + letters[x] for x in sorted(at) if at[x]), w)
+        return "box", found
 
     def euler(self, grid: Grid, dt: float, batch: int, dtype):
         """Forward Euler: kernels/heat.py where D is constant, kernels/variable.py where not."""
@@ -158,6 +233,10 @@ class Heat:
         if D is not None:
             rate = np.broadcast_to(dt / (2 * np.square(grid.spacing)), (batch, grid.ndim))
             rule = nonlinear.rule(rate, D.law(batch, dtype), dtype)
+        elif self.order > 2 or self._matrix is not None:
+            near, weights = self._wide(grid, batch)
+            weights = {n: np.broadcast_to(w * dt, batch if w.ndim == 1 else w.shape) for n, w in weights.items()}
+            rule = wide.rule(near, weights, grid.ndim, dtype)
         elif not grid.plain or self._in_space(grid):
             rule = variable.rule([w * dt for w in self._weights(grid, batch)], dtype)
         else:
@@ -171,13 +250,44 @@ class Heat:
         largest = self._largest() if any(self._laws) else 1.0
         if self._laws[0] is not None:
             return diffusive_limit(np.full((1, 1, grid.ndim), largest), grid, stiffness)
-        if grid.plain and not self._in_space(grid):
-            return diffusive_limit(self.diffusivities(grid) * largest, grid, stiffness)
+        if self._matrix is not None:
+            _, weights = self._wide(grid, self.batch(grid))
+            total = np.asarray(sum(np.abs(w) for w in weights.values()))
+            worst = 1.0 if stiffness is None else max(stiffness)
+            return float(1 / (total.max() * worst * largest))
+        if self.order > 2 or (grid.plain and not self._in_space(grid)):
+            return diffusive_limit(self.diffusivities(grid) * largest, grid, stiffness) * _LIMIT[self.order]
         return _linear.stable_step(grid, self._weights(grid, self.batch(grid)), None, stiffness) / largest
 
     def reaction_rate(self) -> float:
         """There is no reaction: 0."""
         return 0.0
+
+    def exact(self, x, t, kind: str = "gaussian", *, width: float = 0.1, start: Any = 0.0, radius: float = 1.0,
+              mode: int = 1):
+        """A closed form for a number as diffusivity; x is an array, or a tuple with one an axis.
+
+        "gaussian"  a bump of standard deviation `width` at `start` that spreads
+        "cylinder"  the mode-th mode, a Bessel function of the distance x = r, in a cylinder whose wall is held at 0
+        """
+        places, D = _exact.axes_of(x), single(self.diffusivity, "diffusivity")
+        if kind == "gaussian":
+            return _exact.gaussian(places, t, D, [0.0] * len(places), width, np.broadcast_to(start, len(places)))
+        if kind == "cylinder" and len(places) == 1:
+            return _exact.cylinder_mode(places[0], t, D, radius, mode)
+        raise ValueError(f"unknown kind {kind!r} on {len(places)} axes; known: 'gaussian', and 'cylinder' on one")
+
+
+_LAPLACIAN = {4: (4 / 3, -1 / 12), 6: (3 / 2, -3 / 20, 1 / 90)}  # weights of 1, 2, 3 cells away
+_LIMIT = {2: 1.0, 4: 3 / 4, 6: 45 / 68}  # 4 over the largest eigenvalue of the second difference
+
+
+def _wall_of(part):
+    return lambda values, grid, axis, end: at_wall_of(part, values, grid, axis, end)
+
+
+def _add(found, name, w):
+    found[name] = found[name] + w if name in found else w
 
 
 def fed(rule, source, grid: Grid, dt: float, batch: int, dtype):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.equations._base import axis_values, common_batch, diffusive_limit, parameter
+from fastdiff.equations._base import AsGiven, axis_values, common_batch, diffusive_limit, parameter
 from fastdiff.equations._rules import AXES, canonical, rule_module
 from fastdiff.expressions import CONSTANTS, FUNCTIONS
 from fastdiff.grid import Grid
@@ -18,7 +18,7 @@ _STATES = 400  # at most so many representative states
 
 
 @dataclass(frozen=True)
-class ReactionDiffusion:
+class ReactionDiffusion(AsGiven):
     """Reaction–diffusion with any number of components, u_t = D Δu + R(u, v, ..., x, y, z, t).
 
         fd.ReactionDiffusion(diffusivity={"u": 1.0, "v": 0.5}, parameters={"a": 0.1},
@@ -121,7 +121,8 @@ class ReactionDiffusion:
         rate = np.broadcast_to(self.diffusivities(grid) * dt / np.square(grid.spacing),
                                (batch, len(self.names), grid.ndim))
         shape, axes = _shape_of(rate, spread)
-        numbers = module.numbers(dt, *self._values)
+        with np.errstate(all="ignore"):
+            numbers = module.numbers(dt, *self._values)
         for value in numbers:
             if not np.isfinite(value).all():
                 raise ValueError("a coefficient of the reaction is not finite with these parameters")
@@ -164,7 +165,11 @@ class ReactionDiffusion:
         return float(2.0 / rate) if rate > 0 else np.inf
 
     def reaction_rate(self, grid: Grid | None = None) -> float:
-        """The largest eigenvalue, in size, of the reaction's Jacobian at states between `bounds`, 1 / time."""
+        """The largest eigenvalue, in size, of the reaction's Jacobian at states between `bounds`, 1 / time.
+
+        Of reactions that depend on place or time, at three places along each axis (from 0 to 1 if no grid is given) and
+        at t = 0, 0.5 and 1.
+        """
         return float(np.abs(self._eigenvalues(grid)).max())
 
     def _decays(self, grid):

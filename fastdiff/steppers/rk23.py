@@ -11,6 +11,7 @@ from fastdiff.steppers._base import EMBEDDED, Explicit, Method
 class BogackiShampine(Explicit):
     """Four stages; the last one only estimates the error."""
 
+    sums = True  # whether the estimate adds up over the steps of a march
     registers = RK23.registers
 
     def scheme(self, dt, watched=False):

@@ -17,6 +17,7 @@ MOST_STAGES = 999
 class SuperStep(Explicit):
     """As many stages as a step needs; the last two, the old field and its slope are kept."""
 
+    sums = False  # whether the estimate adds up over the steps of a march
     registers = 4
 
     def scheme(self, dt, watched=False):

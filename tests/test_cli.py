@@ -107,9 +107,10 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, stop):
     command = [sys.executable, "-m", "fastdiff.cli", "generate", "gray-scott", "--samples", "4000", "--shape", "32x32"]
     child = subprocess.Popen([*command, "--out", "a.h5"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     parts, deadline = tmp_path / "a.h5.parts", time.monotonic() + 120
-    while not list(parts.glob("*.block")) and child.poll() is None and time.monotonic() < deadline:
+    journal = parts / "journal"
+    while not (journal.exists() and journal.stat().st_size) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(stop)
     said = child.communicate(timeout=60)[1]
-    assert child.returncode == 130 and "blocks are kept in a.h5.parts: run the same again to go on" in said
+    assert child.returncode == 130 and "samples are kept in a.h5.parts: run the same again to go on" in said
     assert "Traceback" not in said and not list(parts.glob("*.tmp")) and not (tmp_path / "a.h5").exists()

@@ -105,8 +105,8 @@ def writing_row(options):
 
 
 def overlap_row(options):
-    """A campaign that computes more than it writes, against the computing alone."""
-    from fastdiff.data import recipes
+    """A campaign that computes more than it writes: how long the computing waits for the disk."""
+    from fastdiff.data import making, recipes
     from fastdiff.data.campaign import _block
 
     side = options.side(128)
@@ -118,19 +118,31 @@ def overlap_row(options):
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         path = Path(name) / "a.h5"
 
+        put, waited = making.Behind.put, []
+
+        def patient(self, item):
+            start = perf_counter()
+            put(self, item)
+            waited[-1] += perf_counter() - start
+
         def campaign():
             path.unlink(missing_ok=True)
-            _campaign(job, path, options.threads, block)
+            waited.append(0.0)
+            making.Behind.put = patient
+            try:
+                _campaign(job, path, options.threads, block)
+            finally:
+                making.Behind.put = put
 
         def alone():
             for first, count in blocks:
                 job._march([job.recipe.draw(job.grid, 0, first + i) for i in range(count)], options.threads)()
 
         seconds = alternate(options.rounds, ours=campaign, computing=alone)
-    ratio = median(seconds["computing"]) / median(seconds["ours"])
-    return Row(f"computing beside writing, {job.samples} x {side}², 41 frames", f"{median(seconds['ours']):.2f} s",
-               ">= 90 % of computing alone", ratio >= 0.9, ratio, f"computing {median(seconds['computing']):.2f} s",
-               seconds)
+    ratio, wait = median(seconds["computing"]) / median(seconds["ours"]), median(waited) / median(seconds["ours"])
+    return Row(f"computing beside writing, {job.samples} x {side}², 41 frames",
+               f"{median(seconds['ours']):.2f} s, {wait:.1%} of it waiting", "waits <= 2 % for the disk", wait <= 0.02,
+               ratio, f"computing alone {median(seconds['computing']):.2f} s", seconds)
 
 
 def reading_row(options):
@@ -172,11 +184,12 @@ def reading_row(options):
 
 
 MEMORY = """
-import resource, sys
+import sys
 import fastdiff as fd
 samples = int(sys.argv[2])
 fd.data.generate("gray-scott", sys.argv[1], samples=samples, shape=(64, 64), frames=41, progress=False)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+status = open("/proc/self/status").read()  # getrusage would tell the peak of the process that started this one, too
+print(int(status.split("VmHWM:")[1].split()[0]) * 1024,
       fd.data.plan("gray-scott", samples=samples, shape=(64, 64), frames=41).memory)
 """
 

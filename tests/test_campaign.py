@@ -1,7 +1,6 @@
 """Campaigns beyond one process: clusters, samples that diverge, plans, memory, streams, recipes from files, reports."""
 
 import os
-import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -152,19 +151,20 @@ def test_a_plan_tells_size_memory_and_time(tmp_path, whole):
 
 
 MEMORY = """
-import resource, sys
+import sys
 import fastdiff as fd
 report = fd.data.generate("heat", sys.argv[1], samples=400, frames=21, seed=3, progress=False)
 plan = fd.data.plan("heat", sys.argv[1], samples=400, frames=21, seed=3)
-used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+used = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
 assert report.bytes > 5e8 and used < plan.memory < 1.5e9, (report.bytes, used, plan.memory)
 print(used)
 """
 
 
 def test_memory_stays_below_what_the_plan_says(tmp_path):
-    """550 MB of data; what a process may have is measured by the system."""
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """550 MB of data; the largest memory that a process had is measured by the system (Linux)."""
+    if not os.path.exists("/proc/self/status"):
+        pytest.skip("needs /proc")
     subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path / "a.h5")], check=True)
 
 

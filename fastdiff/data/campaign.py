@@ -73,9 +73,11 @@ class Plan:
     seconds: float
 
     def __str__(self):
+        minutes = self.seconds / 60
+        about = f"{minutes:.2g} minutes" if minutes < 90 else f"{minutes / 60:.3g} hours"
         fits = "" if self.bytes <= self.free else " (NOT ENOUGH)"
         return (f"{self.recipe}: {self.samples} samples, {self.bytes / 1e9:.3g} GB of {self.free / 1e9:.4g} GB free"
-                f"{fits}, about {self.seconds / 60:.2g} minutes\n{self.blocks} blocks of {self.block} samples, "
+                f"{fits}, about {about}\n{self.blocks} blocks of {self.block} samples, "
                 f"{self.workers} processes with {self.threads} threads in all, at most {self.memory / 1e9:.2g} GB of "
                 f"memory")
 
@@ -140,7 +142,7 @@ def plan(recipe: str | Recipe | os.PathLike, path: str | os.PathLike = ".", *, s
 def _memory(job, block, workers) -> int:
     """Bytes at most: in one process, three blocks (solved, waiting, written), in several, one each."""
     state = block * job.sample_bytes // job.recipe.frames
-    one = block * job.sample_bytes + 4 * state
+    one = block * job.sample_bytes * (2 if job.recipe.rough else 1) + 4 * state
     records = 200 * job.samples
     if workers > 1:
         return (workers + 1) * PROCESS_BYTES + workers * one + records
@@ -148,12 +150,16 @@ def _memory(job, block, workers) -> int:
 
 
 def _seconds(job, threads) -> float:
-    """Seconds of the whole, from the first of its frames."""
-    trial = replace(job, samples=threads, recipe=replace(job.recipe, frames=2, t_end=float(job.times[1])))
-    trial.make(0, threads, threads)()  # compiles
-    start = time.perf_counter()
-    trial.make(0, threads, threads)()
-    return (time.perf_counter() - start) * (job.recipe.frames - 1) * job.samples / threads
+    """Seconds of the whole, from its first frames: what one interval takes, and what each more takes."""
+    last, spent = job.recipe.frames - 1, {}
+    for intervals in (1, 1, min(5, last)):  # the first time, things are compiled
+        trial = replace(job.recipe, frames=intervals + 1, t_end=float(job.times[intervals]))
+        start = time.perf_counter()
+        replace(job, samples=threads, recipe=trial).make(0, threads, threads)()
+        spent[intervals] = time.perf_counter() - start
+    one, few = spent[1], spent[min(5, last)]
+    each = max(0.0, few - one) / max(1, min(5, last) - 1)
+    return (one + each * (last - 1)) * job.samples / threads
 
 
 # -- checks ----------------------------------------------------------------------------------------------------------

@@ -208,7 +208,10 @@ def _write_back(there, i, fields):
 
 def halved(job: Job) -> Job | None:
     """The same with half the time step, or None for a method without one."""
-    return replace(job, recipe=replace(job.recipe, dt=job.dt / 2)) if job.dt else None
+    if not job.dt:
+        return None
+    rough = job.recipe.rough and (job.recipe.rough[0], min(job.recipe.rough[1], job.dt) / 2)
+    return replace(job, recipe=replace(job.recipe, dt=job.dt / 2, rough=rough))
 
 
 __all__ = ["Verification", "drifts", "halved", "job_of", "repair", "stationary_from", "verify"]

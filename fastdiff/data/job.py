@@ -63,7 +63,10 @@ class Job:
         """Cell updates of one sample; 0 where the method takes no steps."""
         if self.dt is None:
             return 0
-        return self.grid.size * sum(steps_between(a, b, self.dt) for a, b in zip(self.times, self.times[1:]))
+        rough, fine = self.recipe.rough or (0, self.dt)
+        steps = [steps_between(a, b, min(fine, self.dt) if k < rough else self.dt)
+                 for k, (a, b) in enumerate(zip(self.times, self.times[1:]))]
+        return self.grid.size * sum(steps)
 
     def manifest(self) -> dict[str, Any]:
         """What tells two data sets apart."""
@@ -210,9 +213,21 @@ class Job:
 
     def _run(self, parameters, u0, **how):
         arrays = {name: np.array(v) for name, v in parameters.items() if name not in self.recipe.labels}
-        step = {} if self.dt is None else {"dt": self.dt}
-        return fd.solve(self.recipe.build(arrays), u0, self.grid, boundary=self.recipe.sides(self.grid),
-                        save_at=self.times, method=self.recipe.method, **step, **how).u
+        equation, sides = self.recipe.build(arrays), self.recipe.sides(self.grid)
+
+        def solve(u, times, dt):
+            step = {} if dt is None else {"dt": dt}
+            return fd.solve(equation, u, self.grid, boundary=sides, save_at=times, method=self.recipe.method, **step,
+                            **how).u
+
+        if self.recipe.rough is None or self.dt is None:
+            return solve(u0, self.times, self.dt)
+        count, fine = self.recipe.rough
+        first = solve(u0, self.times[: count + 1], min(fine, self.dt))
+        if count + 1 >= len(self.times):
+            return first
+        rest = solve(first[:, -1], self.times[count:] - self.times[count], self.dt)
+        return _joined(first, rest[:, 1:])
 
     def _on_gpu(self, parameters, u0):
         """March on the GPU; the copy to pinned memory runs beside the next block, on a stream of its own."""
@@ -232,6 +247,15 @@ class Job:
             return host.numpy()
 
         return wait
+
+
+def _joined(first, rest):
+    """Frames one after the other, NumPy or torch."""
+    if isinstance(first, np.ndarray):
+        return np.concatenate([first, rest], 1)
+    import torch
+
+    return torch.cat([first, rest], 1)
 
 
 _streams: list = []

@@ -202,7 +202,7 @@ def _check_cluster(client) -> int:
         address, version = next(iter(wrong.items()))
         raise RuntimeError(f"the worker {address} has {version or 'no fastdiff'}, this process {fd.__version__} "
                            f"{_stamp()}: install the same fastdiff there, so that the numbers are the same")
-    return sum(w["nthreads"] for w in client.scheduler_info(n_workers=-1)["workers"].values())
+    return max(1, sum(client.nthreads().values()))
 
 
 def _version():

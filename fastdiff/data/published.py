@@ -52,11 +52,12 @@ PDEBENCH_DIFF_REACT = register(Recipe(
     frames=101,
     method="rk4",
     dt=0.0125,
+    rough=(2, 0.0025),
 ))
 """PDEBench's 2-D diffusion–reaction, u_t = Du Δu + u - u³ - k - v, v_t = Dv Δv + u - v.
 
 As published: domain, cells, parameters, 101 frames, N(0, 1) in every cell, u drawn before v, walls without flux.
-Deviations: the same five-point stencil, marched by RK4 with fixed steps of 0.0125 (four a frame) instead of scipy's
+Deviations: the same five-point stencil, marched by RK4 with fixed steps of 0.0125, at first 0.0025, instead of scipy's
 RK45 at rtol = 1e-3; seeds are SeedSequence(seed, sample).
 Known errors of the original: its files say that the tolerance was 1e-6, its code uses solve_ivp's default of 1e-3;
 the solver reshapes to (y, x) what its description calls (x, y), which a square of equal sides hides; noise that is

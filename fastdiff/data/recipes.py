@@ -87,6 +87,8 @@ class Recipe:
                 times as well, and gives (frames, components, *grid)
     dt          largest time step; with "euler" and "rk4" it is made smaller where it would be unstable for any sample
                 that can be drawn: the step must not depend on which samples are solved together
+    rough       (frames, largest step) of the first frames, where a rough start asks for shorter steps until it is
+                smooth; for equations and walls that do not change with time
     conserved   components whose integral over the domain stays, which `verify` checks
     """
 
@@ -105,6 +107,7 @@ class Recipe:
     centering: str = "nodes"
     boundary: Any = None
     dt: float | None = None
+    rough: tuple[int, float] | None = None
     method: str = "euler"
     frames: int = 21
     dtype: str = "float32"

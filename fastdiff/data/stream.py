@@ -29,7 +29,9 @@ class Stream(IterableDataset):
                  frames: int | None = None, seed: int = 0, samples: int | None = None, block: int = 4,
                  threads: int | None = None, device: str = "cpu", rank: int = 0, world: int = 1,
                  diverged: str = "redraw", shuffle: bool = True):
-        self.job = _job(recipe, 1 if samples is None else samples, shape, seed, frames, device, diverged)
+        self.job = _job(recipe, 1, shape, seed, frames, device, diverged)  # one, to know what is written down of each
+        if samples is not None:
+            samples = _count(samples, "samples", 0)
         self.inputs, self.outputs, self.stride, self.samples, self.shuffle = inputs, outputs, stride, samples, shuffle
         self.block, self.threads, self.epoch = _count(block, "block", 1), threads, 0
         if not 0 <= rank < world:

@@ -203,3 +203,13 @@ def group_norm_kernels(dtype, threads):
                 dx[i] = r * ((gain[c] * dx[i] - first) - ((u[i] - m) * r) * second)
 
     return forward, backward
+
+
+@cuda.jit
+def embedding(t, frequencies, out):
+    half = frequencies.size
+    for i in range(cuda.grid(1), t.size * half, cuda.gridsize(1)):
+        b, j = i // half, i % half
+        x = t[b] * frequencies[j]
+        out[2 * b * half + j] = math.cos(x)
+        out[(2 * b + 1) * half + j] = math.sin(x)

@@ -56,6 +56,11 @@ def sigmoid(x) -> Any:
     return np.where(x < 0, e, np.ones_like(e)) / (1 + e)
 
 
+def sqrt(x) -> Any:
+    """Square root."""
+    return np.sqrt(x)
+
+
 def sin(x) -> Any:
     """Sine of an angle in radians."""
     return np.sin(x)
@@ -512,6 +517,11 @@ for _function in _MAKERS:
         _register(_function)
 
 
+@overload(sqrt, jit_options=_OPTIONS)
+def _sqrt(x):
+    return lambda x: math.sqrt(x)
+
+
 @overload(sigmoid, target="cuda")
 def _sigmoid_cuda(x):
     one = np.float32(1) if x == types.float32 else np.float64(1)
@@ -534,4 +544,4 @@ def _power_cuda(x, p):
         return lambda x, p: math.pow(x, p)
 
 
-__all__ = ["cos", "cosh", "erf", "exp", "log", "power", "select", "sigmoid", "sin", "sinh", "tan", "tanh"]
+__all__ = ["cos", "cosh", "erf", "exp", "log", "power", "select", "sigmoid", "sin", "sinh", "sqrt", "tan", "tanh"]

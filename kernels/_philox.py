@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 from numba import types
-from numba.extending import overload, register_jitable
+from numba.extending import overload
 
 from fastdiff.kernels._jit import FASTMATH
 
@@ -29,6 +29,18 @@ _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)  # what each round adds 
 _LOW, _HIGH = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
+def compiled(choose, function) -> None:
+    """Let kernels call `function`; inlined on the CPU: a call would keep the loop around it from using vectors."""
+    overload(function, inline="always", jit_options=OPTIONS, strict=False, target="cpu")(choose)
+    overload(function, jit_options=OPTIONS, strict=False, target="cuda")(choose)
+
+
+def everywhere(function):
+    """Decorator: a plain function that kernels may call."""
+    compiled(lambda *arguments: function, function)
+    return function
+
+
 def split(number: int) -> tuple[np.uint64, np.uint64]:
     """The low and the high word of a whole number from 0 to 2**64 - 1."""
     if not 0 <= number < 1 << 64:
@@ -36,13 +48,13 @@ def split(number: int) -> tuple[np.uint64, np.uint64]:
     return np.uint64(int(number) & 0xFFFFFFFF), np.uint64(int(number) >> 32)
 
 
-@register_jitable(inline="always")
+@everywhere
 def _round(c0, c1, c2, c3, k0, k1):
     a, b = _M0 * c0, _M1 * c2
     return (b >> _HIGH) ^ c1 ^ k0, b & _LOW, (a >> _HIGH) ^ c3 ^ k1, a & _LOW, (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
 
 
-@register_jitable(inline="always")  # a call would keep the loop around it from using vectors, and so would a loop
+@everywhere
 def philox(c0, c1, c2, c3, k0, k1):
     """Four random words of a counter (c0, c1, c2, c3) and a key (k0, k1); all uint64 below 2**32, or arrays of them."""
     c0, c1, c2, c3, k0, k1 = _round(c0, c1, c2, c3, k0, k1)
@@ -68,9 +80,7 @@ def uniform(word, one):
     return _uniform32(word, one) if isinstance(one, np.float32) else _uniform64(word, one)
 
 
-@overload(uniform, jit_options=OPTIONS)
-def _uniform(word, one):
-    return _uniform32 if one == types.float32 else _uniform64
+compiled(lambda word, one: _uniform32 if one == types.float32 else _uniform64, uniform)
 
 
 def normal_pair(a, b, one):
@@ -78,21 +88,27 @@ def normal_pair(a, b, one):
     return _normal_pair32(a, b, one) if isinstance(one, np.float32) else _normal_pair64(a, b, one)
 
 
-@overload(normal_pair, jit_options=OPTIONS)
-def _normal_pair(a, b, one):
-    return _normal_pair32 if one == types.float32 else _normal_pair64
+compiled(lambda a, b, one: _normal_pair32 if one == types.float32 else _normal_pair64, normal_pair)
+
+
+def minus_two_log(word, one):
+    """-2 ln of the uniform number of a word, of the type of `one`."""
+    return _minus_two_log32(word, one) if isinstance(one, np.float32) else _minus_two_log64(word, one)
+
+
+compiled(lambda word, one: _minus_two_log32 if one == types.float32 else _minus_two_log64, minus_two_log)
 
 
 _BIT32, _HALF32 = np.float32(2.0**-32), np.float32(_HALF_BIT)
 _BIT64, _HALF64 = np.float64(2.0**-32), np.float64(_HALF_BIT)
 
 
-@register_jitable(**OPTIONS)
+@everywhere
 def _uniform32(word, one):
     return np.float32(np.uint32(word)) * _BIT32 + _HALF32
 
 
-@register_jitable(**OPTIONS)
+@everywhere
 def _uniform64(word, one):
     return np.float64(np.uint32(word)) * _BIT64 + _HALF64
 
@@ -103,25 +119,37 @@ _ANGLE32, _MINUS_TWO32, _ONE32 = np.float32(np.pi / 4 * 2.0**-31), np.float32(-2
 _ANGLE64, _MINUS_TWO64, _ONE64 = np.float64(np.pi / 4 * 2.0**-31), np.float64(-2), np.float64(1)
 
 
-@register_jitable(**OPTIONS)
+@everywhere
+def _minus_two_log32(word, one):
+    return _MINUS_TWO32 * _log32(_uniform32(word, one))
+
+
+@everywhere
 def _normal_pair32(a, b, one):
-    r = np.float32(math.sqrt(_MINUS_TWO32 * _log32(_uniform32(a, one))))
+    r = np.float32(math.sqrt(_minus_two_log32(a, one)))
     word = np.uint64(b)
     y = np.float32(np.uint32((word << _TWO) & _LOW).view(np.int32)) * _ANGLE32
-    c, s = _turned(*_circle32(y), word >> _QUADRANT)
+    c, s = _circle32(y)
+    c, s = _turned(c, s, word >> _QUADRANT)
     return r * c, r * s
 
 
-@register_jitable(**OPTIONS)
+@everywhere
+def _minus_two_log64(word, one):
+    return _MINUS_TWO64 * _log64(_uniform64(word, one))
+
+
+@everywhere
 def _normal_pair64(a, b, one):
-    r = np.float64(math.sqrt(_MINUS_TWO64 * _log64(_uniform64(a, one))))
+    r = np.float64(math.sqrt(_minus_two_log64(a, one)))
     word = np.uint64(b)
     y = np.float64(np.uint32((word << _TWO) & _LOW).view(np.int32)) * _ANGLE64
-    c, s = _turned(*_circle64(y), word >> _QUADRANT)
+    c, s = _circle64(y)
+    c, s = _turned(c, s, word >> _QUADRANT)
     return r * c, r * s
 
 
-@register_jitable(**OPTIONS)
+@everywhere
 def _turned(c, s, quadrant):
     """Cosine and sine, a number of quarter turns further on."""
     odd = (quadrant & _ODD) != np.uint64(0)
@@ -142,7 +170,7 @@ _S32 = np.float32(-1.6666654611e-1), np.float32(8.3321608736e-3), np.float32(-1.
 _C32 = np.float32(4.166664568298827e-2), np.float32(-1.388731625493765e-3), np.float32(2.443315711809948e-5)
 
 
-@register_jitable(**OPTIONS)
+@everywhere
 def _log32(u):
     bits = np.uint64(np.float32(u).view(np.uint32)) + (_BIAS32 - _SQRT_HALF32)
     k = np.float32(np.int32(np.int64(bits >> _SHIFT32) - _EXPONENT32))
@@ -155,7 +183,7 @@ def _log32(u):
     return k * _LN2_32[0] - ((half - (s * (half + rest) + k * _LN2_32[1])) - f)
 
 
-@register_jitable(**OPTIONS)
+@everywhere
 def _circle32(y):
     z = y * y
     s = y + y * z * (_S32[0] + z * (_S32[1] + z * _S32[2]))
@@ -177,7 +205,7 @@ _C64 = tuple(map(np.float64, (
     -2.75573143513906633035e-07, 2.08757232129817482790e-09, -1.13596475577881948265e-11)))
 
 
-@register_jitable(**OPTIONS)
+@everywhere
 def _log64(u):
     bits = np.float64(u).view(np.uint64) + (_BIAS64 - _SQRT_HALF64)
     k = np.float64(np.int32(np.int64(bits >> _SHIFT64) - _EXPONENT64))
@@ -191,7 +219,7 @@ def _log64(u):
     return k * _LN2_64[0] - ((half - (s * (half + rest) + k * _LN2_64[1])) - f)
 
 
-@register_jitable(**OPTIONS)
+@everywhere
 def _circle64(y):
     z = y * y
     s = y + y * z * (_S64[0] + z * (_S64[1] + z * (_S64[2] + z * (_S64[3] + z * (_S64[4] + z * _S64[5])))))

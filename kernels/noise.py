@@ -17,15 +17,13 @@ Shapes: u, noise, x_t and target alike, (B, ...); coefficients (B, 4), each line
 from typing import NamedTuple
 
 import numpy as np
-from numba.extending import register_jitable
 
 from fastdiff.kernels._contract import Kernel, Launch
-from fastdiff.kernels._jit import FASTMATH, atomic_add, inner, kernel, wide_vectors
-from fastdiff.kernels._philox import normal_pair, philox, split
+from fastdiff.kernels._jit import atomic_add, inner, kernel, wide_vectors
+from fastdiff.kernels._philox import everywhere, normal_pair, philox, split
 from fastdiff.kernels._pointwise import CHUNK, dtype_of, flat, grid_for, launch, like, line, share
 from fastdiff.kernels._threads import scratch
 
-OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy"}
 GROUP, LANES = 64, 16
 PART = 1024  # numbers of noise that are made before they are used: a part stays in L1
 
@@ -90,7 +88,7 @@ def normal_reference(like, draw, out=None):
 # -- compiled ----------------------------------------------------------------------------------------------------------
 
 
-@register_jitable(inline="always", **OPTIONS)  # a call would keep the loop around it from using vectors
+@everywhere
 def normal4(n, sample, s0, s1, k0, k1, one):
     """The four numbers of counter `n` of a sample: elements l, 16 + l, 32 + l, 48 + l of its group."""
     w = philox(n, sample, s0, s1, k0, k1)

@@ -5,7 +5,11 @@ Importing this package imports torch. Every name is imported from its module whe
 
 from importlib import import_module
 
-_WHERE: dict[str, str] = {}  # public name: module of fastdiff.nn
+_WHERE: dict[str, str] = {  # public name: module of fastdiff.nn
+    "DDPM": "ddpm",
+    "EMA": "ddpm",
+    "UNet": "unet",
+}
 
 
 def __getattr__(name):

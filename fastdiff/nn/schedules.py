@@ -6,7 +6,7 @@ Discrete schedules are tables of T levels, variance preserving (alpha^2 + sigma^
 alpha_bar_t = prod (1 - beta), alpha = sqrt(alpha_bar):
 
     linear         linspace(1e-4, 0.02, T)                                        Ho et al., NeurIPS 2020, section 4
-    scaled_linear  linspace(sqrt(0.00085), sqrt(0.012), T)^2                      Rombach et al., CVPR 2022 (released code)
+    scaled_linear  linspace(sqrt(0.00085), sqrt(0.012), T)^2                      Rombach et al., CVPR 2022 (code)
     cosine         alpha_bar = cos^2((t + 0.008)/1.008 pi/2), beta <= 0.999       Nichol & Dhariwal, ICML 2021, eq. 17
     sigmoid        alpha_bar from a sigmoid of linspace(-3, 3), beta <= 0.999     Jabri et al., ICML 2023, algorithm 1
     sigmoid_beta   beta = sigmoid(linspace(-6, 6)) (0.02 - 1e-4) + 1e-4           Xu et al. (GeoDiff), ICLR 2022

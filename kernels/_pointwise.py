@@ -8,7 +8,7 @@ from fastdiff.kernels import _cuda
 from fastdiff.kernels._threads import default_threads, together
 
 CHUNK = 4096  # numbers of a sample that one worker takes at a time: three or four arrays of them fit in L1
-SERIAL = 1 << 15  # fewer numbers than this are not worth a second thread
+SERIAL = 1 << 16  # fewer numbers than this are not worth a second thread: to wake it takes as long
 
 
 def share(run, pieces: int, numbers: int, threads: int | None = None) -> None:

@@ -147,9 +147,9 @@ class DDPM(nn.Module):
         (low, high), (least, most) = self.data_range, (float(x.min()), float(x.max()))
         slack = 1e-3 * (high - low)
         if not low - slack <= least <= most <= high + slack or most - least < 0.05 * (high - low):
-            warnings.warn(f"data lies between {least:.4g} and {most:.4g}, expected about [{low:g}, {high:g}]: scale it, x = "
-                          f"{low:g} + {high - low:g} * (x - {least:.4g}) / {max(most - least, 1e-12):.4g}, or give "
-                          "data_range=None", stacklevel=3)
+            formula = f"x = {low:g} + {high - low:g} * (x - {least:.4g}) / {max(most - least, 1e-12):.4g}"
+            warnings.warn(f"data lies between {least:.4g} and {most:.4g}, expected about [{low:g}, {high:g}]: scale it, "
+                          f"{formula}, or give data_range=None", stacklevel=3)
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 

@@ -260,8 +260,8 @@ class _NormBackward(Function):
     """The backward kernel; what would be its own gradient is refused."""
 
     @staticmethod
-    def forward(*given):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _norm_backward(*given)
+    def forward(u, g, mean, rate, gain, bias, silu):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _norm_backward(u, g, mean, rate, gain, bias, silu)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

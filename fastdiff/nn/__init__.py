@@ -8,6 +8,10 @@ from importlib import import_module
 _WHERE: dict[str, str] = {  # public name: module of fastdiff.nn
     "DDPM": "ddpm",
     "EMA": "ddpm",
+    "Blur": "heat_dissipation",
+    "BlurringDiffusion": "heat_dissipation",
+    "DiffusionVAE": "vae",
+    "HeatDissipation": "heat_dissipation",
     "UNet": "unet",
 }
 

@@ -148,8 +148,8 @@ class DDPM(nn.Module):
         slack = 1e-3 * (high - low)
         if not low - slack <= least <= most <= high + slack or most - least < 0.05 * (high - low):
             formula = f"x = {low:g} + {high - low:g} * (x - {least:.4g}) / {max(most - least, 1e-12):.4g}"
-            warnings.warn(f"data lies between {least:.4g} and {most:.4g}, expected about [{low:g}, {high:g}]: scale it, "
-                          f"{formula}, or give data_range=None", stacklevel=3)
+            warnings.warn(f"data lies between {least:.4g} and {most:.4g}, expected about [{low:g}, {high:g}]: scale "
+                          f"it, {formula}, or give data_range=None", stacklevel=3)
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,10 @@ _WHERE: dict[str, str] = {  # public name: module of fastdiff.nn
     "Blur": "heat_dissipation",
     "BlurringDiffusion": "heat_dissipation",
     "DiffusionVAE": "vae",
+    "Guide": "guidance",
     "HeatDissipation": "heat_dissipation",
+    "Refiner": "guidance",
+    "Residual": "guidance",
     "UNet": "unet",
 }
 

@@ -165,7 +165,7 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         self.ema.update()
-        return float(loss)
+        return loss.detach().item()
 
     def sample(self, count: int, *, seed: int = 0, method: str = "ddpm", steps: int | None = None,
                guidance: float = 0.0):

@@ -10,6 +10,7 @@ import numpy as np
 from numba import from_dtype
 
 from fastdiff.kernels import _cuda
+from fastdiff.kernels._math import cos, sin
 from fastdiff.kernels.noise import GROUP, LANES, normal4
 
 cuda = _cuda.toolkit()
@@ -211,5 +212,5 @@ def embedding(t, frequencies, out):
     for i in range(cuda.grid(1), t.size * half, cuda.gridsize(1)):
         b, j = i // half, i % half
         x = t[b] * frequencies[j]
-        out[2 * b * half + j] = math.cos(x)
-        out[(2 * b + 1) * half + j] = math.sin(x)
+        out[2 * b * half + j] = cos(x)
+        out[(2 * b + 1) * half + j] = sin(x)

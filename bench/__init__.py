@@ -13,10 +13,9 @@ def main(args: list[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else args
     if args[:1] and args[0] in SUITES:
         return import_module(f"fastdiff.bench.{args[0].replace('-', '_')}").main(args[1:])
-    if args[:1] == ["integrators"]:
-        from fastdiff.bench import integrators
-
-        return integrators.main(args[1:])
     from fastdiff.bench import kernels
 
     return kernels.main(args)
+
+
+__all__ = ["SUITES", "main"]

@@ -5,7 +5,18 @@ Importing this package imports torch. Every name is imported from its module whe
 
 from importlib import import_module
 
-_WHERE: dict[str, str] = {}  # public name: module of fastdiff.nn
+_WHERE: dict[str, str] = {  # public name: module of fastdiff.nn
+    "DDPM": "ddpm",
+    "EMA": "ddpm",
+    "Blur": "heat_dissipation",
+    "BlurringDiffusion": "heat_dissipation",
+    "DiffusionVAE": "vae",
+    "Guide": "guidance",
+    "HeatDissipation": "heat_dissipation",
+    "Refiner": "guidance",
+    "Residual": "guidance",
+    "UNet": "unet",
+}
 
 
 def __getattr__(name):

@@ -2,7 +2,16 @@
 
 from importlib import import_module
 
-_WHERE: dict[str, str] = {}  # public name: module of fastdiff.nn.functional
+_WHERE: dict[str, str] = {  # public name: module of fastdiff.nn.functional
+    "add_noise": "generative",
+    "add_noise_target": "generative",
+    "draw_noise": "generative",
+    "group_norm": "generative",
+    "normal": "generative",
+    "reverse_step": "generative",
+    "time_embedding": "generative",
+    "weighted_mse": "generative",
+}
 
 
 def __getattr__(name):

@@ -1,0 +1,72 @@
+"""`fastdiff train ddpm` and `fastdiff sample`: generative models of images and fields."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from fastdiff.commands import out, plainly
+
+
+@plainly
+def ddpm(
+    data: Annotated[str, typer.Option(help="digits (scikit-learn's), or a file of fastdiff generate.")] = "digits",
+    model: Annotated[str, typer.Option(help="ddpm, heat (heat dissipation), blurring or vae.")] = "ddpm",
+    out_: Annotated[Path | None, typer.Option("--out", help="The run's folder; default: model and data.")] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs in all; a run that has fewer goes on.")] = 100,
+    width: Annotated[int, typer.Option(help="Channels of the U-Net's first level.")] = 32,
+    levels: Annotated[int, typer.Option(help="Levels of noise or blur.")] = 200,
+    schedule: Annotated[str, typer.Option(help="Noise schedule.")] = "cosine",
+    prediction: Annotated[str, typer.Option(help="epsilon, sample, v, or edm with karras.")] = "v",
+    batch: Annotated[int, typer.Option(help="Samples of a step.")] = 128,
+    rate: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
+    frame: Annotated[int, typer.Option(help="Which frame of a data set's trajectories.")] = -1,
+    seed: Annotated[int, typer.Option(help="Of weights, noise and order.")] = 0,
+):
+    """Train a generative model; interrupted, the same command goes on from its checkpoint."""
+    from fastdiff.nn.runs import Run, Settings, loss_curve, picture
+
+    folder = out_ if out_ is not None else Path(f"{model}-{Path(data).stem}")
+    run = Run(folder, Settings(model=model, data=data, frame=frame, width=width, schedule=schedule,
+                               prediction=prediction, levels=levels, batch=batch, rate=rate, seed=seed))
+    if run.epoch:
+        out.print(f"resumed  {escape(str(folder))} after {run.epoch} epochs")
+
+    def tell(epoch, loss):
+        if epoch % max(1, epochs // 20) == 0 or epoch == epochs:
+            out.print(f"epoch    {epoch:5d}  loss {loss:.5f}")
+
+    run.train(epochs, tell)
+    loss_curve(run.losses, folder / "loss.png")
+    x, _ = run.sample(36, method="ddim", steps=min(20, levels)) if model == "ddpm" else run.sample(36)
+    picture(x, folder / "samples.png")
+    out.print(f"run      {escape(str(folder))}: checkpoint.pt, losses.json, loss.png, samples.png")
+
+
+@plainly
+def sample(
+    run: Annotated[Path, typer.Argument(help="The folder of a run of fastdiff train ddpm.")],
+    count: Annotated[int, typer.Option(help="How many samples.")] = 64,
+    method: Annotated[str, typer.Option(help="ddpm, ddim, euler, heun or dpm++.")] = "ddpm",
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler; default: all levels, or 20.")] = None,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    out_: Annotated[Path | None, typer.Option("--out", help="The array, .npy; the picture lies beside it.")] = None,
+):
+    """Draw samples from a trained model: an array in the data's own units, and a picture."""
+    import numpy as np
+
+    from fastdiff.nn.runs import Run, picture
+
+    if count < 1:
+        raise ValueError(f"count must be at least 1, not {count}")
+    trained = Run(run)
+    x, _ = trained.sample(count, seed=seed, method=method, steps=steps, guidance=guidance)
+    path = out_ if out_ is not None else run / "samples.npy"
+    np.save(path, trained.data.back(x.numpy()))
+    picture(x[:100], path.with_suffix(".png"))
+    out.print(f"samples  {escape(str(path))}, picture {escape(str(path.with_suffix('.png')))}")
+
+
+__all__ = ["ddpm", "sample"]

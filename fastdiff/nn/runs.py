@@ -1,0 +1,223 @@
+"""Training runs of generative models: a folder with a checkpoint, a loss curve and samples; resumed bit by bit."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastdiff.nn.ddpm import DDPM, EMA
+from fastdiff.nn.heat_dissipation import BlurringDiffusion, HeatDissipation
+from fastdiff.nn.unet import UNet
+from fastdiff.nn.vae import DiffusionVAE
+
+MODELS = ("ddpm", "heat", "blurring", "vae")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a run is made of. `data`: "digits" or a data set of `fastdiff generate`."""
+
+    model: str = "ddpm"
+    data: str = "digits"
+    frame: int = -1
+    width: int = 32
+    schedule: str = "cosine"
+    prediction: str = "v"
+    levels: int = 200
+    batch: int = 128
+    rate: float = 2e-3
+    decay: float = 0.995
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.model not in MODELS:
+            raise ValueError(f"unknown model {self.model!r}; known: {', '.join(MODELS)}")
+
+
+@dataclass
+class Data:
+    """Images or fields within [-1, 1], labels or None, and how they were scaled: x = (data - low) / half - 1."""
+
+    x: torch.Tensor
+    labels: torch.Tensor | None
+    low: np.ndarray
+    half: np.ndarray
+
+    def back(self, x) -> np.ndarray:
+        """Model's numbers in the data's units."""
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        return (np.asarray(x) + 1) * self.half.reshape(shape) + self.low.reshape(shape)
+
+
+def load(name: str, frame: int = -1) -> Data:
+    """The handwritten digits of scikit-learn (1797 of 8 x 8, labelled), or one frame of every sample of a data set."""
+    if name == "digits":
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ImportError("the digits come with scikit-learn: pip install scikit-learn") from error
+
+        digits = load_digits()
+        x, labels = np.asarray(digits.images, np.float32)[:, None], torch.from_numpy(np.asarray(digits.target))
+    else:
+        if not Path(name).exists():
+            raise FileNotFoundError(f'no data set {name!r}: make one with "fastdiff generate", or use "digits"')
+        from fastdiff import data
+
+        found = data.open(name)
+        x = np.stack([found[i]["fields"][frame].numpy() for i in range(len(found))])
+        labels = None
+    points = (0, *range(2, x.ndim))
+    low, high = x.min(points), x.max(points)
+    half = np.maximum((high - low) / 2, 1e-12)
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    scaled = (x - low.reshape(shape)) / half.reshape(shape) - 1
+    return Data(torch.from_numpy(np.ascontiguousarray(scaled, np.float32)), labels, low, half)
+
+
+def build(settings: Settings, data: Data):
+    """The model of a run, for the shape of its data."""
+    torch.manual_seed(settings.seed)
+    shape, space = tuple(data.x.shape[1:]), data.x.shape[2:]
+    if settings.model == "vae":
+        return DiffusionVAE(shape, latent=16, hidden=(16 * settings.width, 8 * settings.width), seed=settings.seed)
+    classes = None if data.labels is None else int(data.labels.max()) + 1
+    deep = (1, 2) if min(space) < 16 else (1, 2, 2)
+    net = UNet(len(space), shape[0], width=settings.width, multipliers=deep, blocks=1, attention=(len(deep) - 1,),
+               classes=None if classes is None else classes + 1)
+    if settings.model == "heat":
+        return HeatDissipation(net, shape, steps=settings.levels, seed=settings.seed)
+    if settings.model == "blurring":
+        return BlurringDiffusion(net, shape, steps=settings.levels, most=max(space) / 4, seed=settings.seed)
+    return DDPM(net, shape, schedule=settings.schedule, prediction=settings.prediction, steps=settings.levels,
+                min_snr=5.0 if settings.prediction != "edm" else None, null=classes, seed=settings.seed)
+
+
+class Run:
+    """A training run in a folder: new, or gone on with from its checkpoint.
+
+    Raises ValueError for a folder that holds a run of other settings.
+    """
+
+    def __init__(self, folder, settings: Settings | None = None, data: Data | None = None):
+        self.folder, self.epoch, self.losses = Path(folder), 0, []
+        found = self._read()
+        if found is None and settings is None:
+            raise FileNotFoundError(f"{self.folder} holds no run: train one with fastdiff train ddpm --out {folder}")
+        self.settings = settings or Settings(**found["settings"])
+        if found is not None and found["settings"] != asdict(self.settings):
+            other = {k: (v, asdict(self.settings)[k]) for k, v in found["settings"].items()
+                     if v != asdict(self.settings)[k]}
+            raise ValueError(f"{self.folder} holds a run of other settings ({other}): choose another folder")
+        self.data = data or load(self.settings.data, self.settings.frame)
+        self.model: Any = build(self.settings, self.data)
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), self.settings.rate)
+        self.ema = EMA(self.model, self.settings.decay)
+        if found is not None:
+            self._restore(found)
+
+    @property
+    def file(self) -> Path:
+        """The checkpoint."""
+        return self.folder / "checkpoint.pt"
+
+    def _read(self):
+        return torch.load(self.file, weights_only=False) if self.file.exists() else None
+
+    def _restore(self, found):
+        self.model.load_state_dict(found["model"])
+        self.optimiser.load_state_dict(found["optimiser"])
+        self.ema.load_state_dict(found["ema"])
+        self.epoch, self.losses = found["epoch"], found["losses"]
+
+    def save(self):
+        """Write the checkpoint, whole or not at all, and the losses as JSON."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.file.with_suffix(f".{os.getpid()}")
+        torch.save({"settings": asdict(self.settings), "model": self.model.state_dict(), "ema": self.ema.state_dict(),
+                    "optimiser": self.optimiser.state_dict(), "epoch": self.epoch, "losses": self.losses}, partial)
+        partial.replace(self.file)
+        (self.folder / "losses.json").write_text(json.dumps(self.losses))
+
+    def train(self, epochs: int, progress=None, every: int = 10):
+        """Train up to `epochs` in all, saving every few; `progress(epoch, loss)` is told of each."""
+        self.model.train()
+        while self.epoch < epochs:
+            order = np.random.default_rng((self.settings.seed, self.epoch)).permutation(len(self.data.x))
+            parts = torch.from_numpy(order).split(min(self.settings.batch, len(order)))
+            self.losses.append(sum(self._step(part) for part in parts) / len(parts))
+            self.epoch += 1
+            if progress is not None:
+                progress(self.epoch, self.losses[-1])
+            if self.epoch % every == 0 or self.epoch == epochs:
+                self.save()
+
+    def _step(self, part):
+        x = self.data.x[part]
+        given = () if self.data.labels is None or self.settings.model == "vae" else (self.data.labels[part],)
+        self.optimiser.zero_grad()
+        loss = self.model.loss(x, *given)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self.ema.update()
+        return loss.detach().item()
+
+    def sample(self, count: int, *, seed: int = 0, method: str = "ddpm", steps: int | None = None,
+               guidance: float = 0.0):
+        """Samples within [-1, 1], and their labels or None, by the averaged weights."""
+        labels = None if self.data.labels is None else torch.arange(count) % (int(self.data.labels.max()) + 1)
+        self.model.eval()
+        with self.ema.applied():
+            if self.settings.model == "vae":
+                return self.model.sample(count, seed=seed), None
+            if self.settings.model == "ddpm":
+                return self.model.sample(count, seed=seed, method=method, steps=steps, condition=labels,
+                                         guidance=guidance), labels
+            if self.settings.model == "blurring":
+                return self.model.sample(count, seed=seed, condition=labels), labels
+            start, labels = self._starts(count, seed)
+            return self.model.sample(start, seed=seed, condition=labels), labels
+
+    def _starts(self, count, seed):
+        """Blurred training data, with its labels, as the heat dissipation model begins with."""
+        rows = torch.from_numpy(np.random.default_rng((seed, 1)).integers(len(self.data.x), size=count))
+        labels = None if self.data.labels is None else self.data.labels[rows]
+        return self.model.at(self.data.x[rows], self.model.steps), labels
+
+
+def picture(x, path, columns: int | None = None):
+    """A grid of images or fields (count, channels, height, width); channels beside the first are left out."""
+    from matplotlib.figure import Figure
+
+    x = np.asarray(x)
+    x = x[:, 0] if x.ndim > 3 else x
+    columns = columns or int(np.ceil(np.sqrt(len(x))))
+    figure = Figure(figsize=(8, 8 * -(-len(x) // columns) / columns), layout="constrained")
+    for i, image in enumerate(x):
+        axes = figure.add_subplot(-(-len(x) // columns), columns, i + 1)
+        axes.axis("off")
+        if image.ndim == 1:
+            axes.plot(image)
+        else:
+            axes.imshow(image, cmap="gray", vmin=x.min(), vmax=x.max())
+    figure.savefig(path, dpi=100)
+
+
+def loss_curve(losses, path):
+    """The loss of every epoch."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(np.arange(1, len(losses) + 1), losses)
+    axes.set(xlabel="epoch", ylabel="loss", yscale="log" if min(losses) > 0 else "linear")
+    axes.grid(True, lw=0.3)
+    figure.savefig(path, dpi=120)
+
+
+__all__ = ["MODELS", "Data", "Run", "Settings", "build", "load", "loss_curve", "picture"]

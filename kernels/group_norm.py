@@ -1,0 +1,398 @@
+"""Group normalisation with scale and shift, SiLU and a residual, in one pass over data that stays in cache.
+
+With m and v the mean and the (biased) variance of each group of channels of a sample over all its points,
+
+    xn = (x - m) / sqrt(v + eps),   z = gain xn + bias,   y = silu(z) + residual,   silu(z) = z / (1 + exp(-z))
+
+(Wu & He, ECCV 2018, eq. 1-6; gain and bias hold the layer's weights and the scale and shift of a condition: Perez et
+al., AAAI 2018, eq. 1.) Backward, with g the cotangent, s = 1/(1 + exp(-z)), dz = g s (1 + z (1 - s)) and <.> the mean
+over a group:
+
+    dbias = sum dz,   dgain = sum dz xn,   dx = (gain dz - <gain dz> - xn <gain dz xn>) / sqrt(v + eps),   dresidual = g
+
+Mean and variance come from pieces of a group by Chan, Golub & LeVeque, Am. Statist. 37 (1983) 242, eq. 2.1: no
+cancellation, one reading. Shapes: u (B, C, ...), gain and bias (B, C), mean and rate = 1/sqrt(v + eps) (B, groups).
+A group is one worker's, so that results do not depend on the threads.
+"""
+
+
+import numpy as np
+from numba import njit
+
+from fastdiff.kernels import _cuda
+from fastdiff.kernels._contract import Kernel, Launch
+from fastdiff.kernels._jit import FASTMATH, FLAGS, atomic_add, inner, kernel, wide_vectors
+from fastdiff.kernels._math import exp
+from fastdiff.kernels._pointwise import CHUNK, dtype_of, flat, launch, like, line, share
+
+
+def _grouped(a, groups):
+    return a.reshape(len(a), groups, -1)
+
+
+def _wide(values, u):
+    """(B, C) numbers in float64, with axes for the points of u."""
+    return values.astype(np.float64).reshape(*values.shape, *[1] * (u.ndim - 2))
+
+
+def _statistics(u, groups, eps):
+    x = u.astype(np.float64).reshape(len(u), groups, -1 if u.size else 0)
+    if not u.size:
+        return np.zeros((len(u), groups)), np.zeros((len(u), groups))
+    return x.mean(2), 1 / np.sqrt(x.var(2) + eps)
+
+
+def _spread(values, u):
+    """(B, groups) numbers for the channels of u."""
+    return _wide(np.repeat(values, u.shape[1] // values.shape[1], 1), u)
+
+
+def reference(u, gain, bias, groups, eps, silu=True, residual=None, out=None):
+    """y, mean and rate in plain NumPy, float64."""
+    mean, rate = _statistics(u, groups, float(eps))
+    z = _wide(gain, u) * (u.astype(np.float64) - _spread(mean, u)) * _spread(rate, u) + _wide(bias, u)
+    y = z / (1 + np.exp(-z)) if silu else z
+    return y if residual is None else y + residual, mean, rate
+
+
+def reference_backward(u, cotangent, mean, rate, gain, bias, silu=True, out=None):
+    """dx, dgain and dbias in plain NumPy, float64."""
+    points = tuple(range(2, u.ndim))
+    xn = (u.astype(np.float64) - _spread(mean, u)) * _spread(rate, u)
+    z = _wide(gain, u) * xn + _wide(bias, u)
+    s = 1 / (1 + np.exp(-z))
+    dz = cotangent * (s * (1 + z * (1 - s))) if silu else cotangent.astype(np.float64)
+    dn = _wide(gain, u) * dz
+    groups = mean.shape[1]
+    if not u.size:
+        return dn, np.zeros(gain.shape), np.zeros(gain.shape)
+    first, second = (_spread(a.reshape(len(u), groups, -1).mean(2), u) for a in (dn, dn * xn))
+    return (dn - first - xn * second) * _spread(rate, u), (dz * xn).sum(points), dz.sum(points)
+
+
+# -- compiled ----------------------------------------------------------------------------------------------------------
+
+_sum = njit(fastmath={*FASTMATH, "reassoc"}, **FLAGS)  # one order, fixed when compiled; NaN stays visible
+
+
+@_sum
+def _total(u, lo, hi, zero):
+    total = zero
+    for i in range(lo, hi):
+        total += u[i]
+    return total
+
+
+@_sum
+def _squares(u, mean, lo, hi, zero):
+    total = zero
+    for i in range(lo, hi):
+        d = u[i] - mean
+        total += d * d
+    return total
+
+
+@inner
+def _mean_and_squares(u, lo, hi, sizes, zero):
+    """Mean, and sum of squares about it, of u[lo:hi]. sizes: lengths of a chunk and of the last one, as floats."""
+    mean, squares, count = zero, zero, zero
+    chunk = np.uint64(CHUNK)
+    while lo < hi:
+        end = min(lo + chunk, hi)
+        n = sizes[0] if end - lo == chunk else sizes[1]
+        m = _total(u, lo, end, zero) / n
+        s = _squares(u, m, lo, end, zero)
+        d = m - mean
+        both = count + n
+        mean += d * (n / both)
+        squares += s + d * d * (count * n / both)
+        count = both
+        lo = end
+    return mean, squares
+
+
+@inner
+def _apply(out, u, a, b, lo, hi, one):
+    for i in range(lo, hi):
+        z = a * u[i] + b
+        out[i] = z / (one + exp(-z))
+
+
+@inner
+def _apply_residual(out, u, r, a, b, lo, hi, one):
+    for i in range(lo, hi):
+        z = a * u[i] + b
+        out[i] = z / (one + exp(-z)) + r[i]
+
+
+@inner
+def _linear(out, u, a, b, lo, hi):
+    for i in range(lo, hi):
+        out[i] = a * u[i] + b
+
+
+@inner
+def _linear_residual(out, u, r, a, b, lo, hi):
+    for i in range(lo, hi):
+        out[i] = (a * u[i] + b) + r[i]
+
+
+@kernel()
+def run_forward(counter, u, gain, bias, residual, sizes, out, mean, rate, channels, points, silu, added):
+    """Worker: groups of `channels` channels of `points` points. sizes: chunk, rest, group, eps, 0, 1, as floats."""
+    wide_vectors()
+    channels, points = np.uint64(channels), np.uint64(points)
+    eps, zero, one = sizes[3], sizes[4], sizes[5]
+    while True:
+        g = np.uint64(atomic_add(counter, 0, 1))
+        if g >= np.uint64(len(mean)):
+            break
+        first = g * channels
+        m, squares = _mean_and_squares(u, first * points, (first + channels) * points, sizes, zero)
+        r = one / np.sqrt(squares / sizes[2] + eps)
+        mean[g] = m
+        rate[g] = r
+        for c in range(first, first + channels):
+            a = gain[c] * r
+            b, lo, hi = bias[c] - a * m, c * points, (c + np.uint64(1)) * points
+            if silu:
+                if added:
+                    _apply_residual(out, u, residual, a, b, lo, hi, one)
+                else:
+                    _apply(out, u, a, b, lo, hi, one)
+            elif added:
+                _linear_residual(out, u, residual, a, b, lo, hi)
+            else:
+                _linear(out, u, a, b, lo, hi)
+
+
+@_sum
+def _slope(dx, u, g, m, r, a, b, lo, hi, zero, one):
+    """dz into dx, and its sums with 1 and xn."""
+    first, second = zero, zero
+    for i in range(lo, hi):
+        xn = (u[i] - m) * r
+        z = a * xn + b
+        s = one / (one + exp(-z))
+        dz = g[i] * (s * (one + z * (one - s)))
+        dx[i] = dz
+        first += dz
+        second += dz * xn
+    return first, second
+
+
+@_sum
+def _slope_linear(dx, u, g, m, r, lo, hi, zero):
+    first, second = zero, zero
+    for i in range(lo, hi):
+        dx[i] = g[i]
+        first += g[i]
+        second += g[i] * ((u[i] - m) * r)
+    return first, second
+
+
+@inner
+def _finish(dx, u, m, r, k, k1, k2, lo, hi):
+    """dx = r (gain dz - k1 - xn k2), from dz in dx."""
+    for i in range(lo, hi):
+        dx[i] = (k * dx[i] - k1) - ((u[i] - m) * r) * k2
+
+
+@kernel()
+def run_backward(counter, u, cotangent, mean, rate, gain, bias, sizes, dx, dgain, dbias, channels, points, silu):
+    """Worker: as `run_forward`."""
+    wide_vectors()
+    channels, points = np.uint64(channels), np.uint64(points)
+    zero, one = sizes[4], sizes[5]
+    while True:
+        g = np.uint64(atomic_add(counter, 0, 1))
+        if g >= np.uint64(len(mean)):
+            break
+        m, r, first, second = mean[g], rate[g], zero, zero
+        for c in range(g * channels, (g + np.uint64(1)) * channels):
+            lo, hi = c * points, (c + np.uint64(1)) * points
+            if silu:
+                one_sum, xn_sum = _slope(dx, u, cotangent, m, r, gain[c], bias[c], lo, hi, zero, one)
+            else:
+                one_sum, xn_sum = _slope_linear(dx, u, cotangent, m, r, lo, hi, zero)
+            dbias[c] = one_sum
+            dgain[c] = xn_sum
+            first += gain[c] * one_sum
+            second += gain[c] * xn_sum
+        first, second = r * (first / sizes[2]), r * (second / sizes[2])
+        for c in range(g * channels, (g + np.uint64(1)) * channels):
+            _finish(dx, u, m, r, r * gain[c], first, second, c * points, (c + np.uint64(1)) * points)
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------
+
+
+def check_groups(channels: int, groups: int) -> None:
+    """Refuse groups that do not divide the channels."""
+    if groups < 1 or channels % groups:
+        fits = [g for g in range(1, channels + 1) if channels % g == 0]
+        raise ValueError(f"{groups} groups do not divide {channels} channels; groups that do: "
+                         f"{', '.join(map(str, fits))}")
+
+
+def _sizes(channels, points, eps, dtype):
+    """What the compiled code wants to know as floats: chunk, rest, numbers of a group, eps, 0, 1."""
+    n = channels * points
+    return np.array([CHUNK, n % CHUNK or CHUNK, n, eps, 0, 1], dtype)
+
+
+def _counts(shape, groups):
+    check_groups(shape[1], groups)
+    return shape[1] // groups, int(np.prod(tuple(shape[2:]), dtype=int))
+
+
+def cpu(u, gain, bias, groups, eps, silu=True, residual=None, out=None, threads=None):
+    """y, mean and rate."""
+    channels, points = _counts(u.shape, groups)
+    dtype = u.dtype
+    out = (np.empty_like(u), *(np.empty((len(u), groups), dtype) for _ in range(2))) if out is None else out
+    x, a, b = flat(u, dtype), flat(gain, dtype), flat(bias, dtype)
+    r, added = (x, False) if residual is None else (flat(residual, dtype), True)
+    sizes, there = _sizes(channels, points, eps, dtype), [o.reshape(-1) for o in out]
+    share(lambda counter: run_forward(counter, x, a, b, r, sizes, *there, channels, points, silu, added),
+          len(u) * groups, u.size, threads)
+    return out
+
+
+def backward(u, cotangent, mean, rate, gain, bias, silu=True, out=None, threads=None):
+    """dx, dgain and dbias."""
+    channels, points = _counts(u.shape, mean.shape[1])
+    dtype = u.dtype
+    out = (np.empty_like(u), np.empty_like(gain), np.empty_like(gain)) if out is None else out
+    given = [flat(a, dtype) for a in (u, cotangent, mean, rate, gain, bias)]
+    sizes, there = _sizes(channels, points, 0, dtype), [o.reshape(-1) for o in out]
+    share(lambda counter: run_backward(counter, *given, sizes, *there, channels, points, silu),
+          mean.size, u.size, threads)
+    return out
+
+
+def _threads():
+    return 8 if _cuda.simulated() else 256
+
+
+def cuda(u, gain, bias, groups, eps, silu=True, residual=None, out=None, stream=None):
+    """As `cpu`, on the GPU: a block of threads for each group."""
+    channels, points = _counts(u.shape, groups)
+    if out is None:
+        out = like(u), *(like(_rows(gain, groups)) for _ in range(2))
+    x, added = line(u), residual is not None
+    r = line(residual) if added else x
+    sizes = _sizes(channels, points, eps, dtype_of(u))
+    if len(u):
+        from fastdiff.kernels._generative_cuda import group_norm_kernels
+
+        forward, _ = group_norm_kernels(dtype_of(u), _threads())
+        launch(forward, len(u) * groups, _threads(), (x, line(gain), line(bias), r, sizes), tuple(map(line, out)),
+               (channels, points, int(silu), int(added)), stream)
+    return out
+
+
+def _rows(gain, groups):
+    """Something of shape (B, groups), of gain's kind."""
+    return gain[:, :1].repeat(groups, 1) if isinstance(gain, np.ndarray) else gain[:, :groups].contiguous()
+
+
+def backward_cuda(u, cotangent, mean, rate, gain, bias, silu=True, out=None, stream=None):
+    """As `backward`, on the GPU."""
+    channels, points = _counts(u.shape, mean.shape[1])
+    out = (like(u), like(gain), like(gain)) if out is None else out
+    sizes = _sizes(channels, points, 0, dtype_of(u))
+    if len(u):
+        from fastdiff.kernels._generative_cuda import group_norm_kernels
+
+        launch(group_norm_kernels(dtype_of(u), _threads())[1], len(u) * mean.shape[1], _threads(),
+               (*map(line, (u, cotangent, mean, rate, gain, bias)), sizes), tuple(map(line, out)),
+               (channels, points, int(silu)), stream)
+    return out
+
+
+# -- the contract ------------------------------------------------------------------------------------------------------
+
+SHAPES = {
+    (1, 4, 2): "two points a channel",
+    (2, 4, 3, 5): "primes, two axes",
+    (1, 4, 2, 3, 2): "three axes",
+    (3, 8, 1): "a single point: one number a channel",
+    (2, 12, 17, 31): "ragged vectors",
+    (1, 8, 4099): "groups of several chunks, with a rest",
+    (2, 4, 64, 64): "groups of whole chunks",
+    (0, 4, 5): "no samples",
+}
+
+
+def _sample(silu, residual):
+    def sample(shape, dtype, rng):
+        def of(*shape):
+            return rng.standard_normal(shape).astype(dtype)
+
+        return dict(u=(3 * of(*shape) + 2).astype(dtype), gain=of(*shape[:2]), bias=of(*shape[:2]), groups=4 // 2,
+                    eps=1e-5, silu=silu, residual=of(*shape) if residual else None)
+
+    return sample
+
+
+def _sample_backward(silu):
+    def sample(shape, dtype, rng):
+        given = _sample(silu, False)(shape, dtype, rng)
+        mean, rate = _statistics(given["u"], 2, 1e-5)
+        return dict(u=given["u"], cotangent=rng.standard_normal(shape).astype(dtype), mean=mean.astype(dtype),
+                    rate=rate.astype(dtype), gain=given["gain"], bias=given["bias"], silu=silu)
+
+    return sample
+
+
+def _outputs(u, gain, groups, **_):
+    return u, np.empty((len(u), groups), u.dtype), np.empty((len(u), groups), u.dtype)
+
+
+def _machine_code(backwards):
+    def machine_code(dtype):
+        from numba import from_dtype, types
+
+        a, n, flag = types.Array(from_dtype(dtype), 1, "C"), types.Array(types.int64, 1, "C"), types.boolean
+        numbers = types.int64, types.int64, flag
+        if backwards:
+            return [(run_backward, (n, *[a] * 10, *numbers))]
+        return [(run_forward, (n, *[a] * 8, *numbers, flag))]
+
+    return machine_code
+
+
+def _ptx(backwards):
+    def ptx(dtype):
+        a = np.zeros(1, dtype)
+        from fastdiff.kernels._generative_cuda import group_norm_kernels
+
+        forward, back = group_norm_kernels(str(dtype), 256)
+        if backwards:
+            return [Launch("backward", back, (*[a] * 10, 1, 1, 1), (256, 1))]
+        return [Launch("forward", forward, (*[a] * 8, 1, 1, 1, 1), (256, 1))]
+
+    return ptx
+
+
+def _kernel(name, silu, residual, flops):
+    return Kernel(name=name, reference=reference, cpu=cpu, cuda=cuda, sample=_sample(silu, residual), shapes=SHAPES,
+                  outputs=_outputs, large=(32, 128, 32, 32), machine_code=_machine_code(False), ptx=_ptx(False),
+                  bytes_per_cell=2 + residual, flops_per_cell=flops, tolerance=16)
+
+
+def _kernel_backward(name, silu, flops):
+    return Kernel(name=name, reference=reference_backward, cpu=backward, cuda=backward_cuda,
+                  sample=_sample_backward(silu), shapes=SHAPES, outputs=lambda u, gain, **_: (u, gain, gain),
+                  large=(32, 128, 32, 32), machine_code=_machine_code(True), ptx=_ptx(True), bytes_per_cell=3,
+                  flops_per_cell=flops, tolerance=32)
+
+
+KERNELS = [
+    _kernel("group_norm", False, False, 7),
+    _kernel("group_norm_silu", True, False, 25),
+    _kernel("group_norm_silu_residual", True, True, 26),
+    _kernel_backward("group_norm_backward", False, 14),
+    _kernel_backward("group_norm_silu_backward", True, 38),
+]

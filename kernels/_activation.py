@@ -64,11 +64,12 @@ def slopes_kept(name, x) -> Any:
 # -- one number, compiled ----------------------------------------------------------------------------------------------
 
 
-def _relu(x) -> Any:
+def relu(x) -> Any:
+    """max(x, 0); NaN stays NaN."""
     return np.maximum(x, x - x)
 
 
-@overload(_relu, jit_options=_OPTIONS)
+@overload(relu, jit_options=_OPTIONS)
 def _relu_compiled(x):
     zero = _typed(x)(0)
     return lambda x: select(x > zero, x, select(x <= zero, zero, x))  # NaN stays NaN
@@ -78,44 +79,58 @@ def _typed(x):
     return np.float32 if x == types.float32 else np.float64
 
 
-def _gelu(x) -> Any:
+def gelu(x) -> Any:
+    """x/2 (1 + erf(x/sqrt 2))."""
     return values("gelu", x)
 
 
-@overload(_gelu, jit_options=_OPTIONS)
+@overload(gelu, jit_options=_OPTIONS)
 def _gelu_compiled(x):
     F = _typed(x)
     half, one, root = F(0.5), F(1), F(math.sqrt(0.5))
     return lambda x: x * (half * (one + erf(x * root)))
 
 
-def _relu_slope(x) -> Any:
+def silu(x) -> Any:
+    """x / (1 + exp(-x))."""
+    return x * sigmoid(x)
+
+
+@overload(silu, jit_options=_OPTIONS)
+def _silu_compiled(x):
+    return lambda x: x * sigmoid(x)
+
+
+def relu_slope(x) -> Any:
+    """The derivative of relu at x."""
     return slopes("relu", x)
 
 
-@overload(_relu_slope, jit_options=_OPTIONS)
+@overload(relu_slope, jit_options=_OPTIONS)
 def _relu_slope_compiled(x):
     F = _typed(x)
     zero, one = F(0), F(1)
     return lambda x: select(x > zero, one, zero)
 
 
-def _gelu_slope(x) -> Any:
+def gelu_slope(x) -> Any:
+    """The derivative of gelu at x."""
     return slopes("gelu", x)
 
 
-@overload(_gelu_slope, jit_options=_OPTIONS)
+@overload(gelu_slope, jit_options=_OPTIONS)
 def _gelu_slope_compiled(x):
     F = _typed(x)
     half, one, root, scale = F(0.5), F(1), F(math.sqrt(0.5)), F(1 / math.sqrt(2 * math.pi))
     return lambda x: half * (one + erf(x * root)) + x * (exp(-half * (x * x)) * scale)
 
 
-def _silu_slope(x) -> Any:
+def silu_slope(x) -> Any:
+    """The derivative of silu at x."""
     return slopes("silu", x)
 
 
-@overload(_silu_slope, jit_options=_OPTIONS)
+@overload(silu_slope, jit_options=_OPTIONS)
 def _silu_slope_compiled(x):
     one = _typed(x)(1)
 
@@ -126,11 +141,12 @@ def _silu_slope_compiled(x):
     return impl
 
 
-def _square_slope(x) -> Any:
+def square_slope(x) -> Any:
+    """The derivative of tanh where its value is x."""
     return 1 - x * x
 
 
-@overload(_square_slope, jit_options=_OPTIONS)
+@overload(square_slope, jit_options=_OPTIONS)
 def _square_slope_compiled(x):
     one = _typed(x)(1)
     return lambda x: one - x * x
@@ -148,14 +164,13 @@ def activate(code, src, s, dst, d, count):
             dst[d + i] = src[s + i]
     elif code == 1:
         for i in range(n):
-            dst[d + i] = _relu(src[s + i])
+            dst[d + i] = relu(src[s + i])
     elif code == 2:
         for i in range(n):
-            dst[d + i] = _gelu(src[s + i])
+            dst[d + i] = gelu(src[s + i])
     elif code == 3:
         for i in range(n):
-            x = src[s + i]
-            dst[d + i] = x * sigmoid(x)
+            dst[d + i] = silu(src[s + i])
     else:
         for i in range(n):
             dst[d + i] = tanh(src[s + i])
@@ -170,16 +185,17 @@ def times_slope(code, saved, s, grad, g, dst, d, count):
             dst[d + i] = grad[g + i]
     elif code == 1:
         for i in range(n):
-            dst[d + i] = grad[g + i] * _relu_slope(saved[s + i])
+            dst[d + i] = grad[g + i] * relu_slope(saved[s + i])
     elif code == 2:
         for i in range(n):
-            dst[d + i] = grad[g + i] * _gelu_slope(saved[s + i])
+            dst[d + i] = grad[g + i] * gelu_slope(saved[s + i])
     elif code == 3:
         for i in range(n):
-            dst[d + i] = grad[g + i] * _silu_slope(saved[s + i])
+            dst[d + i] = grad[g + i] * silu_slope(saved[s + i])
     else:
         for i in range(n):
-            dst[d + i] = grad[g + i] * _square_slope(saved[s + i])
+            dst[d + i] = grad[g + i] * square_slope(saved[s + i])
 
 
-__all__ = ["CODES", "KEEPS_INPUT", "activate", "code_of", "kept", "slopes", "slopes_kept", "times_slope", "values"]
+__all__ = ["CODES", "KEEPS_INPUT", "activate", "code_of", "gelu", "gelu_slope", "kept", "relu", "relu_slope", "silu",
+           "silu_slope", "slopes", "slopes_kept", "square_slope", "times_slope", "values"]

@@ -13,6 +13,7 @@ from math import ceil
 from typing import NamedTuple
 
 import numpy as np
+from numba.extending import register_jitable
 
 from fastdiff.kernels._activation import activate, times_slope
 from fastdiff.kernels._jit import atomic_add, flush_denormals, inner, keep_apart, kernel, restore_denormals
@@ -161,7 +162,7 @@ def pack_bias(bias, plan: Plan, dtype) -> np.ndarray:
 # -- rows and boundaries -----------------------------------------------------------------------------------------------
 
 
-@inner
+@register_jitable
 def place(i, n, mode):
     """The cell that stands for cell `i` of an axis of `n` cells; -1: none, its value is zero."""
     if 0 <= i and i < n:
@@ -304,6 +305,18 @@ def total(acc, k, width):
     return acc[at]
 
 
+@kernel()
+def multiply_loop(dst, src, offsets, w, start, vectors):
+    """The hot loop of a forward pass alone, for those who look at machine code."""
+    times(8, dst, 0, len(src), src, 0, offsets, 0, len(offsets), w, 0, start, 0, vectors)
+
+
+@kernel()
+def correlate_loop(acc, left, right, vectors):
+    """The hot loop of a weight's gradient alone, for those who look at machine code."""
+    gather(8, 3, acc, 0, left, 0, len(right), right, 0, 1, 1, 0, 0, vectors)
+
+
 @inner
 def vectors_of(array, count):
     """Vectors that hold `count` numbers of an array's type."""
@@ -361,22 +374,22 @@ def convolve_rows(p, w, start, y, pre, offsets, space, b, g, z, row, x, rows_lef
 def run_weights(p, x, grad, part, chunks, m, t, space, counter):
     """Gradients of weights and bias: part[chunk, group, channel, input channel and tap; and the bias, last].
 
-    A task sums over the tiles of one chunk, for one group. `m`, `t`: channels and taps of one product.
+    A task sums over the tiles of one chunk, for one group, each sum a whole vector. `m`, `t`: channels and taps of one
+    product.
     """
     before = flush_denormals()
     tiles, width = p.c0 * p.c1 * p.c2, VECTOR_BYTES // space.itemsize
-    kernel_size = p.k0 * p.k1 * p.k2
-    x_at = m * t * width
+    sums = p.cout * (p.cin * p.k0 * p.k1 * p.k2 + 1)
+    x_at = sums * width
     g_at = x_at + p.cin * p.d0 * p.d1 * p.pitch
     ones = g_at + p.cout * p.t0 * p.t1 * p.wide
-    fill(space, ones, p.wide, space.dtype.type(1))
     while True:
         task = atomic_add(counter, 0, 1)
         if task >= chunks * p.groups:
             break
         chunk, g = task // p.groups, task % p.groups
-        to = task * p.cout * (p.cin * kernel_size + 1)
-        fill(part, to, p.cout * (p.cin * kernel_size + 1), part.dtype.type(0))
+        fill(space, 0, sums * width, space.dtype.type(0))
+        fill(space, ones, p.wide, space.dtype.type(1))
         for item in range(chunk * p.batch * tiles // chunks, (chunk + 1) * p.batch * tiles // chunks):
             b, tile = item // tiles, item % tiles
             a0, a1, a2 = tile // (p.c1 * p.c2) * p.t0, tile // p.c2 % p.c1 * p.t1, tile % p.c2 * p.t2
@@ -385,7 +398,8 @@ def run_weights(p, x, grad, part, chunks, m, t, space, counter):
             pack_tile(p, x, first, p.cin, a0 + p.o0, a1 + p.o1, a2 + p.o2, space, x_at, p.d0 - p.t0 + z_count,
                       p.d1 - p.t1 + y_count, count + p.pitch - p.wide, p.pitch)
             pack_gradient(p, grad, (b * p.groups + g) * p.cout, a0, a1, a2, z_count, y_count, count, space, g_at)
-            add_weights(p, space, x_at, g_at, ones, part, to, m, t, z_count, y_count, vectors_of(space, count), width)
+            add_weights(p, space, x_at, g_at, ones, m, t, z_count, y_count, vectors_of(space, count))
+        add_up(p, space, part, task * sums, m, t, width)
     restore_denormals(before)
 
 
@@ -402,32 +416,35 @@ def pack_gradient(p, grad, first, a0, a1, a2, z_count, y_count, count, space, at
 
 
 @inner
-def add_weights(p, space, x_at, g_at, ones, part, to, m, t, z_count, y_count, vectors, width):
-    """Add one tile's share to the gradients of one group."""
-    kernel_size, zero = p.k0 * p.k1 * p.k2, space.dtype.type(0)
-    x_plane, g_plane = p.d0 * p.d1 * p.pitch, p.t0 * p.t1 * p.wide
+def add_weights(p, space, x_at, g_at, ones, m, t, z_count, y_count, vectors):
+    """Add one tile's share to the sums of one group: blocks of m channels and t taps, then the biases."""
+    x_plane, g_plane, taps = p.d0 * p.d1 * p.pitch, p.t0 * p.t1 * p.wide, p.cin * p.k0 * p.k1 * p.k2
     for channel in range(0, p.cout, m):
-        for outer in range(p.cin * p.k0 * p.k1 * (p.k2 // t)):
-            part2, rest = outer % (p.k2 // t) * t, outer // (p.k2 // t)
+        for outer in range(taps // t):
+            part, rest = outer % (p.k2 // t) * t, outer // (p.k2 // t)
             k1, k0, c = rest % p.k1, rest // p.k1 % p.k0, rest // (p.k1 * p.k0)
-            fill(space, 0, m * t * width, zero)
             for z in range(z_count):
-                there = x_at + c * x_plane + ((z + k0 * p.s0) * p.d1 + k1 * p.s1) * p.pitch + part2 * p.s2
-                gather(m, t, space, 0, space, g_at + channel * g_plane + z * p.t1 * p.wide, g_plane, space, there,
-                       p.s2, y_count, p.wide, p.pitch, vectors)
-            tap = c * kernel_size + (k0 * p.k1 + k1) * p.k2 + part2
-            for j in range(m):
-                for k in range(t):
-                    part[to + (channel + j) * (p.cin * kernel_size + 1) + tap + k] += total(space, j * t + k, width)
-        fill(space, 0, m * width, zero)
+                there = x_at + c * x_plane + ((z + k0 * p.s0) * p.d1 + k1 * p.s1) * p.pitch + part * p.s2
+                gather(m, t, space, channel * taps + outer * t * m, space,
+                       g_at + channel * g_plane + z * p.t1 * p.wide, g_plane, space, there, p.s2, y_count, p.wide,
+                       p.pitch, vectors)
         for z in range(z_count):
-            gather(m, 1, space, 0, space, g_at + channel * g_plane + z * p.t1 * p.wide, g_plane, space, ones, 0, y_count,
-                   p.wide, 0, vectors)
-        for j in range(m):
-            part[to + (channel + j + 1) * (p.cin * kernel_size + 1) - 1] += total(space, j, width)
+            gather(m, 1, space, p.cout * taps + channel, space, g_at + channel * g_plane + z * p.t1 * p.wide, g_plane,
+                   space, ones, 0, y_count, p.wide, 0, vectors)
 
 
 @inner
+def add_up(p, space, part, to, m, t, width):
+    """The sums over the lanes, in the order of the weights."""
+    taps = p.cin * p.k0 * p.k1 * p.k2
+    for c in range(p.cout):
+        for k in range(taps):
+            into = c // m * m * taps + k // t * t * m + c % m * t + k % t
+            part[to + c * (taps + 1) + k] = total(space, into, width)
+        part[to + (c + 1) * (taps + 1) - 1] = total(space, p.cout * taps + c, width)
+
+
+@register_jitable
 def sources(i, n, shift, mode):
     """First and last of the cells r whose neighbour r + shift is, or stands for, cell i; none if last < first."""
     if mode == PERIODIC:
@@ -563,7 +580,7 @@ def grad_weight(shape: Shape, x, grad, weight_out, bias_out=None, threads=None):
     chunks = max(1, min(CHUNKS, p.batch * p.c0 * p.c1 * p.c2))
     taps = p.cin * p.k0 * p.k1 * p.k2
     part = np.empty((chunks, p.groups * p.cout, taps + 1), dtype)
-    memory = m * t * lanes(dtype) + p.cin * p.d0 * p.d1 * p.pitch + p.cout * p.t0 * p.t1 * p.wide + p.wide
+    memory = p.cout * (taps + 1) * lanes(dtype) + p.cin * p.d0 * p.d1 * p.pitch + p.cout * p.t0 * p.t1 * p.wide + p.wide
     flat, slope = x.reshape(-1), grad.reshape(-1)
     share(lambda space, counter: run_weights(p, flat, slope, part.reshape(-1), chunks, m, t, space, counter),
           chunks * p.groups, _work(p), memory, dtype, threads)

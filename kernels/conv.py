@@ -148,3 +148,144 @@ def cpu_grad_weight(u, grad, kernel, boundary="periodic", dilation=1, groups=1, 
         return out
     _conv.grad_weight(shape, u, grad, *out, threads)
     return out
+
+
+# -- CUDA --------------------------------------------------------------------------------------------------------------
+
+
+def cuda(u, weight, bias=None, boundary="periodic", activation=None, dilation=1, groups=1, out=None, pre=None,
+         stream=None):
+    """`cpu` on the GPU; device arrays are only wrapped, NumPy arrays copied there and back. `out` must be given."""
+    from fastdiff.kernels import _conv_cuda
+
+    numbers = _conv_cuda.sizes(_shape(u.shape, weight.shape, groups, dilation, boundary),
+                               _activation.code_of(activation))
+    start = _zeros(u, (len(weight),)) if bias is None else bias
+    kept = _zeros(u, (0,)) if pre is None else pre
+    _conv_cuda.launch("forward", numbers, (u, weight, start), (out, kept), stream=stream)
+    return out
+
+
+def cuda_grad_input(u, weight, boundary="periodic", dilation=1, groups=1, out=None, stream=None):
+    """`cpu_grad_input` on the GPU; `out` must be given."""
+    from fastdiff.kernels import _conv_cuda
+
+    shape = _shape((len(u), weight.shape[1] * groups, *u.shape[2:]), weight.shape, groups, dilation, boundary)
+    _conv_cuda.launch("grad_input", _conv_cuda.sizes(shape), (u, weight), (out,), stream=stream)
+    return out
+
+
+def cuda_grad_weight(u, grad, kernel, boundary="periodic", dilation=1, groups=1, out=None, stream=None):
+    """`cpu_grad_weight` on the GPU; `out` must be given."""
+    from fastdiff.kernels import _conv_cuda
+
+    size = (grad.shape[1], u.shape[1] // groups, *kernel)
+    numbers = _conv_cuda.sizes(_shape(u.shape, size, groups, dilation, boundary))
+    blocks = size[0] * (size[1] * math.prod(kernel) + 1)
+    _conv_cuda.launch("grad_weight", numbers, (u, grad), out, blocks=blocks, stream=stream)
+    return out
+
+
+def _zeros(like, shape):
+    """Zeros where `like` is."""
+    return like.new_zeros(shape) if hasattr(like, "new_zeros") else np.zeros(shape, like.dtype)
+
+
+def ptx(*names):
+    """`ptx` of a Kernel, of the CUDA kernels of these names."""
+
+    def launches(dtype) -> list[Launch]:
+        from fastdiff.kernels import _conv_cuda
+
+        return _conv_cuda.launches(dtype, names)
+
+    return launches
+
+
+# -- what checks it ----------------------------------------------------------------------------------------------------
+
+# (batch, channels in, channels out, kernel, *grid), each with its reason
+SHAPES = {
+    (1, 1, 2, 3, 5): "one channel in, a line",
+    (1, 2, 2, 5, 2): "a kernel wider than the grid",
+    (1, 1, 2, 3, 2, 3): "nothing but edges",
+    (1, 1, 1, 3, 2, 2, 3): "three axes",
+    (2, 3, 5, 3, 257): "odd channels, a prime line, several vectors and a rest",
+    (1, 1, 16, 3, 5003): "several tiles of a line",
+    (3, 16, 16, 3, 37, 67): "whole blocks of channels, several tiles of rows",
+    (2, 4, 9, 3, 5, 7, 11): "primes in three axes",
+}
+_DEPTHWISE = {(1, 2, 2, 3, 2, 3): "smaller than a band of rows", (2, 3, 3, 7, 61, 35): "7 x 7, several bands and a rest",
+              (1, 2, 2, 3, 3, 5, 4): "three axes", (1, 5, 5, 5, 131): "a line"}
+_BOUNDARIES = ("neumann", "dirichlet", "periodic")
+
+
+def arrays(shape, dtype, rng, groups=1):
+    """(u, weight, bias, gradient of the output, boundary of each axis) of one of SHAPES."""
+    B, cin, cout, k, *grid = shape
+    normal = lambda *size: rng.standard_normal(size).astype(dtype)
+    scale = dtype.type((cin // groups * k ** len(grid)) ** -0.5)
+    names = tuple(_BOUNDARIES[(len(grid) + cin + i) % 3] for i in range(len(grid)))
+    return (normal(B, cin, *grid), scale * normal(cout, cin // groups, *[k] * len(grid)), normal(cout),
+            normal(B, cout, *grid), names)
+
+
+def _sample(part, activation=None, dilation=1, depthwise=False):
+    def sample(shape, dtype, rng):
+        groups = shape[1] if depthwise else 1
+        u, weight, bias, grad, boundary = arrays(shape, dtype, rng, groups)
+        how = dict(boundary=boundary, dilation=dilation, groups=groups)
+        if part == "forward":
+            return dict(u=u, weight=weight, bias=bias, activation=activation, **how)
+        if part == "grad_input":
+            return dict(u=grad, weight=weight, **how)
+        return dict(u=u, grad=grad, kernel=weight.shape[2:], **how)
+
+    return sample
+
+
+_OUTPUTS = {
+    "forward": lambda u, weight, **_: np.empty((len(u), len(weight), *u.shape[2:]), u.dtype),
+    "grad_input": lambda u, weight, groups=1, **_: np.empty((len(u), weight.shape[1] * groups, *u.shape[2:]), u.dtype),
+    "grad_weight": lambda u, grad, kernel, groups=1, **_: (
+        np.empty((grad.shape[1], u.shape[1] // groups, *kernel), u.dtype), np.empty(grad.shape[1], u.dtype)),
+}
+_CALLS = {"forward": (reference, cpu, cuda), "grad_input": (reference_grad_input, cpu_grad_input, cuda_grad_input),
+          "grad_weight": (reference_grad_weight, cpu_grad_weight, cuda_grad_weight)}
+
+
+def machine_code(part):
+    """`machine_code` of a Kernel: the products in registers, alone."""
+
+    def loops(dtype):
+        from numba import types
+
+        line = types.Array(types.float32 if dtype == np.float32 else types.float64, 1, "C")
+        table, n = types.Array(types.int64, 1, "C"), types.int64
+        if part == "grad_weight":
+            return [(_conv.correlate_loop, (line, line, line, n))]
+        return [(_conv.multiply_loop, (line, line, table, line, line, n))]
+
+    return loops
+
+
+def _kernel(name, part, **how):
+    reference, cpu, cuda = _CALLS[part]
+    depthwise = how.get("depthwise", False)
+    return Kernel(name=name, reference=reference, cpu=cpu, cuda=cuda, sample=_sample(part, **how), ndim=0,
+                  outputs=_OUTPUTS[part], shapes=_DEPTHWISE if depthwise else SHAPES,
+                  large=(8, 42, 42, 7, 128, 128) if depthwise else (16, 16, 16, 3, 128, 128),
+                  machine_code=machine_code(part), ptx=ptx(part), tolerance=16)
+
+
+KERNELS = [
+    _kernel("conv_relu", "forward", activation="relu"),
+    _kernel("conv_gelu", "forward", activation="gelu", dilation=2),
+    _kernel("conv_silu", "forward", activation="silu"),
+    _kernel("conv_tanh", "forward", activation="tanh"),
+    _kernel("conv_depthwise", "forward", depthwise=True),
+    _kernel("conv_grad_input", "grad_input"),
+    _kernel("conv_depthwise_grad_input", "grad_input", depthwise=True),
+    _kernel("conv_grad_weight", "grad_weight"),
+    _kernel("conv_depthwise_grad_weight", "grad_weight", depthwise=True),
+]

@@ -14,6 +14,7 @@ from math import ceil
 from typing import NamedTuple
 
 import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from fastdiff.kernels._activation import activate, times_slope
 from fastdiff.kernels._conv import (
@@ -37,7 +38,7 @@ from fastdiff.kernels._conv import (
 )
 from fastdiff.kernels._jit import atomic_add, flush_denormals, inner, kernel, restore_denormals
 from fastdiff.kernels._threads import scratch
-from fastdiff.kernels._tiles import VECTOR_BYTES
+from fastdiff.kernels._tiles import VECTOR_BYTES, array_at
 
 STRIP_BYTES = 1024  # of a row of a strip
 SUMS_BYTES = 1 << 18  # of the sums of a tile: they should stay in second-level cache
@@ -93,6 +94,9 @@ class Plan(NamedTuple):
     acc: int
     sums: int
     memory: int
+
+
+FIELDS = len(Plan._fields)
 
 
 @lru_cache(maxsize=256)
@@ -541,6 +545,75 @@ def backward(space, kernel_size, modes, code, x, w1, b1, w2, b2, grad, out=None,
     share(lambda memory, counter: run_backward(p, *lines, part.reshape(-1), given, offsets, memory, counter),
           p.chunks, 3 * work_of(p), p.memory, x.dtype, threads)
     return part.sum(0)
+
+
+# -- small problems: all that surrounds the kernel counts -----------------------------------------------------------------
+
+
+@inner
+def plan_of(numbers):
+    """The plan from an array of its numbers: one argument is faster to take than fifty."""
+    return Plan(*to_fixed_tuple(numbers, FIELDS))
+
+
+@kernel()
+def run_small_forward(numbers, x, w1, b1, w2, b2, y, offsets, space):
+    """`run_forward` from addresses, in this thread."""
+    before = flush_denormals()
+    p = plan_of(numbers)
+    n, m = p.batch * p.n0 * p.n1 * p.n2, p.channels * p.taps
+    none, counter = space[0:0], np.zeros(1, np.int64)
+    forward_tasks(p, array_at(x, n, space), array_at(w1, m, space), array_at(b1, p.channels, space),
+                  array_at(w2, m, space), array_at(b2, 1, space), array_at(y, n, space), none, space.dtype.type(1), none,
+                  offsets, space, counter)
+    restore_denormals(before)
+
+
+@kernel()
+def run_small_backward(numbers, x, w1, b1, w2, b2, grad, d1, e1, d2, e2, out, offsets, space):
+    """`run_backward` from addresses, in this thread; the input's gradient unless `out` is 0."""
+    before = flush_denormals()
+    p = plan_of(numbers)
+    n, m, c = p.batch * p.n0 * p.n1 * p.n2, p.channels * p.taps, p.channels
+    size = 2 * m + c + 1
+    part, counter = np.empty(p.chunks * size, space.dtype), np.zeros(1, np.int64)
+    backward_tasks(p, array_at(x, n, space), array_at(w1, m, space), array_at(b1, c, space), array_at(w2, m, space),
+                   array_at(b2, 1, space), array_at(grad, n, space), part, array_at(out, n if out != 0 else 0, space),
+                   offsets, space, counter)
+    for chunk in range(1, p.chunks):
+        add(part, chunk * size, part, 0, size)
+    copy(part, 0, array_at(d1, m, space), 0, m)
+    copy(part, m, array_at(e1, c, space), 0, c)
+    copy(part, m + c, array_at(d2, m, space), 0, m)
+    copy(part, 2 * m + c, array_at(e2, 1, space), 0, 1)
+    restore_denormals(before)
+
+
+class Small:
+    """The block for one small geometry, called with addresses of contiguous memory."""
+
+    def __init__(self, space, kernel_size, channels, modes, code, dtype):
+        self.dtype = np.dtype(dtype)
+        plans = [plan_for(space, kernel_size, channels, modes, code, self.dtype, *kind)
+                 for kind in ((), (True, False), (True, True))]
+        self.numbers = [np.array(p, np.int64) for p, _ in plans]
+        self.offsets, self.memory = [offsets for _, offsets in plans], max(p.memory for p, _ in plans)
+
+    def forward(self, *addresses):
+        """Addresses of x, w1, b1, w2, b2 and y."""
+        run_small_forward(self.numbers[0], *addresses, self.offsets[0], scratch(self.memory, self.dtype))
+
+    def backward(self, *addresses):
+        """Addresses of x, w1, b1, w2, b2, the gradient of y, of the gradients of w1, b1, w2, b2, and of x (or 0)."""
+        which = 2 if addresses[-1] else 1
+        run_small_backward(self.numbers[which], *addresses, self.offsets[which], scratch(self.memory, self.dtype))
+
+
+@lru_cache(maxsize=256)
+def small(space, kernel_size, channels, modes, code, dtype):
+    """`Small` for a geometry, or None if it is worth several threads."""
+    p, _ = plan_for(space, kernel_size, channels, modes, code, np.dtype(dtype))
+    return Small(space, kernel_size, channels, modes, code, dtype) if 3 * work_of(p) < SERIAL and p.batch else None
 
 
 class Trainer:

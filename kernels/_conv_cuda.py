@@ -275,8 +275,8 @@ def launch(name, numbers, inputs, outputs, *, blocks=None, stream=None):
     queue, threads = _cuda.numba_stream(stream), threads_of_block()
     held = [_there(a, queue) for a in (*inputs, *outputs)]
     dtype = str(np.dtype(held[0].dtype))
-    count = held[len(inputs)].size if blocks is None else blocks * threads
-    number = max(1, min(-(-count // threads), 1 << 16)) if blocks is None else blocks
+    count = held[len(inputs)].size
+    number = max(1, min(-(-count // threads), 2 if _cuda.simulated() else 1 << 16)) if blocks is None else blocks
     there = numbers if _cuda.simulated() else cuda.to_device(numbers, stream=queue)
     compiled(name, dtype)[number, threads, queue](there, *held)
     for given, device in zip(outputs, held[len(inputs):]):

@@ -13,9 +13,11 @@ The block is given as a tuple of M (or T) zeros, because its length is then know
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from fastdiff.kernels._jit import FLAGS
 
 VECTOR_BYTES = 64 if llvm.get_host_cpu_features().get("avx512f") else 32
 UNROLL = {1: 8, 2: 4, 3: 4, 4: 4, 6: 3, 8: 2, 9: 2} if VECTOR_BYTES == 64 else {1: 8, 2: 4, 3: 3, 4: 2}
@@ -183,4 +185,18 @@ def correlate(typingctx, acc, into, left, here, left_pitch, m, right, there, rig
                       vectors), codegen
 
 
-__all__ = ["BLOCKS", "UNROLL", "VECTOR_BYTES", "correlate", "lanes", "multiply"]
+@intrinsic
+def _pointer(typingctx, address, like):
+    def codegen(context, builder, sig, args):
+        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
+
+    return types.CPointer(like.dtype)(types.int64, like), codegen
+
+
+@njit(**FLAGS)
+def array_at(address, count, like):
+    """The array of `count` numbers of the type of `like` at an address; who has the memory must keep it."""
+    return carray(_pointer(address, like), count)
+
+
+__all__ = ["BLOCKS", "UNROLL", "VECTOR_BYTES", "array_at", "correlate", "lanes", "multiply"]

@@ -11,6 +11,8 @@ between them. The backward pass makes the hidden layer once more rather than kee
 Shapes: u, y and its gradient (B, 1, *grid), w1 (C, 1, *kernel), b1 (C), w2 (1, C, *kernel), b2 (1).
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from fastdiff.kernels import _activation, _conv, _conv_block, conv
@@ -55,20 +57,21 @@ def split(theta, channels, kernel):
 # -- compiled ----------------------------------------------------------------------------------------------------------
 
 
-def _geometry(u, kernel, boundary):
-    """(B, n0, n1, n2), (k0, k1, k2), modes."""
-    if u.ndim not in (3, 4, 5) or u.shape[1] != 1 or len(kernel) != u.ndim - 2 or any(k % 2 == 0 for k in kernel):
+@lru_cache(maxsize=512)
+def geometry(shape, kernel, boundary):
+    """(B, n0, n1, n2), (k0, k1, k2), modes; refuses what the block cannot take."""
+    if len(shape) not in (3, 4, 5) or shape[1] != 1 or len(kernel) != len(shape) - 2 or any(k % 2 == 0 for k in kernel):
         raise ValueError(f"the block takes (batch, 1, *grid) on 1 to 3 axes and odd kernel sizes, got an input of shape "
-                         f"{tuple(u.shape)} and a kernel of {tuple(kernel)}")
-    modes = _conv.space_of(_conv.modes_of(boundary, u.ndim - 2), _conv.DIRICHLET)
-    return (len(u), *_conv.space_of(u.shape[2:])), _conv.space_of(tuple(kernel)), modes
+                         f"{tuple(shape)} and a kernel of {tuple(kernel)}")
+    modes = _conv.space_of(_conv.modes_of(boundary, len(shape) - 2), _conv.DIRICHLET)
+    return (shape[0], *_conv.space_of(shape[2:])), _conv.space_of(tuple(kernel)), modes
 
 
 def cpu(u, w1, b1, w2, b2, boundary="periodic", activation="relu", out=None, threads=None):
     """Both layers."""
     out = np.empty_like(u) if out is None else out
     if u.size:
-        _conv_block.forward(*_geometry(u, w1.shape[2:], boundary), _activation.code_of(activation), u, w1, b1, w2, b2,
+        _conv_block.forward(*geometry(u.shape, w1.shape[2:], boundary), _activation.code_of(activation), u, w1, b1, w2, b2,
                             out, threads)
     return out
 
@@ -81,7 +84,7 @@ def cpu_backward(u, w1, b1, w2, b2, grad, boundary="periodic", activation="relu"
             part.fill(0)
         return out
     code = _activation.code_of(activation)
-    line = _conv_block.backward(*_geometry(u, w1.shape[2:], boundary), code, u, w1, b1, w2, b2, grad,
+    line = _conv_block.backward(*geometry(u.shape, w1.shape[2:], boundary), code, u, w1, b1, w2, b2, grad,
                                 out[0] if wanted else None, threads)
     for part, found in zip(out[1:], split(line, len(b1), w1.shape[2:])):
         part[...] = found
@@ -92,7 +95,7 @@ def cpu_step(u, target, state, count, rate, kernel, boundary="periodic", activat
     """One step of Adam: (new state, loss)."""
     out = (np.empty_like(state), np.empty(1, u.dtype)) if out is None else out
     channels = (state.shape[1] - 1) // (2 * int(np.prod(kernel)) + 1)
-    space, size, modes = _geometry(u, kernel, boundary)
+    space, size, modes = geometry(u.shape, tuple(kernel), boundary)
     trainer = _conv_block.Trainer(space, size, channels, modes, _activation.code_of(activation), u.dtype, threads)
     out[0][...] = state
     out[1][...] = trainer.step(u, target, out[0], count, rate)
@@ -105,7 +108,7 @@ def cpu_step(u, target, state, count, rate, kernel, boundary="periodic", activat
 def _sizes(u, w1, boundary, activation):
     from fastdiff.kernels import _conv_cuda
 
-    (B, *n), kernel, modes = _geometry(u, w1.shape[2:], boundary)
+    (B, *n), kernel, modes = geometry(tuple(u.shape), tuple(w1.shape[2:]), boundary)
     shape = _conv.Shape((B, 1, *n), (len(w1), 1, *kernel), 1, (1, 1, 1), modes, u.ndim - 2)
     return _conv_cuda.sizes(shape, _activation.code_of(activation))
 

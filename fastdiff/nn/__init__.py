@@ -5,16 +5,30 @@ Importing this package imports torch. Every name is imported from its module whe
 
 from importlib import import_module
 
-_WHERE: dict[str, str] = {}  # public name: module of fastdiff.nn
+_WHERE: dict[str, str] = {  # public name: module of fastdiff.nn
+    "Bounded": "surrogates",
+    "Conv1d": "surrogates",
+    "Conv2d": "surrogates",
+    "Conv3d": "surrogates",
+    "DilatedResNet": "surrogates",
+    "FusedAdam": "training",
+    "Hybrid": "surrogates",
+    "LearnableStencil": "surrogates",
+    "SurrogateCNN": "surrogates",
+    "SurrogateUNet": "surrogates",
+    "fit": "training",
+    "predict": "training",
+    "rollout": "surrogates",
+}
 
 
 def __getattr__(name):
-    if name == "functional":
-        return import_module("fastdiff.nn.functional")
+    if name in ("functional", "metrics"):
+        return import_module(f"fastdiff.nn.{name}")
     if name in _WHERE:
         return getattr(import_module(f"fastdiff.nn.{_WHERE[name]}"), name)
     raise AttributeError(f"module 'fastdiff.nn' has no attribute {name!r}; known: {', '.join(__dir__())}")
 
 
 def __dir__():
-    return ["functional", *_WHERE]
+    return ["functional", "metrics", *_WHERE]

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-_WHERE: dict[str, str] = {"conv": "conv", "conv_block": "conv"}  # public name: module of fastdiff.nn.functional
+_WHERE: dict[str, str] = {"conv": "convolution", "conv_block": "convolution"}  # public name: module of fastdiff.nn.functional
 
 
 def __getattr__(name):

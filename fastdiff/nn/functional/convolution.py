@@ -155,7 +155,7 @@ _block_backward = op("conv_block_backward(Tensor grad, Tensor u, Tensor w1, Tens
 def _each(function, info, in_dims, args):
     """vmap by a loop over the samples of the mapped axis; outputs are stacked in front."""
     def pick(i):
-        return [a if d is None else a.select(d, i) for a, d in zip(args, in_dims)]
+        return [a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims)]
 
     parts = [function(*pick(i)) for i in range(info.batch_size)]
     if isinstance(parts[0], tuple):
@@ -204,7 +204,8 @@ class _Conv(torch.autograd.Function):
     def backward(ctx, grad, _):
         if grad is None:
             return (None,) * 7
-        wanted = [*ctx.needs_input_grad[:2], ctx.has_bias and ctx.needs_input_grad[2]]
+        needs = ctx.needs_input_grad
+        wanted = [bool(needs[0]), bool(needs[1]), ctx.has_bias and bool(needs[2])]
         call = _ConvBackward.apply if _watched() else _backward
         found: Any = call(grad, *ctx.saved_tensors, *ctx.how, wanted)
         return *(part if wants else None for part, wants in zip(found, wanted)), None, None, None, None
@@ -252,8 +253,9 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        (u, w1, b1, w2, b2), (modes, code), wanted = ctx.saved_tensors, ctx.how, bool(ctx.needs_input_grad[0])
         call = _BlockBackward.apply if _watched() else _block_backward
-        found: Any = call(grad, *ctx.saved_tensors, *ctx.how, ctx.needs_input_grad[0])
+        found: Any = call(grad, u, w1, b1, w2, b2, modes, code, wanted)
         return *(part if wants else None for part, wants in zip(found, ctx.needs_input_grad)), None, None
 
     @staticmethod
@@ -300,7 +302,7 @@ def _plain(*tensors) -> bool:
 
 
 def _ordinary() -> bool:
-    """Whether nobody traces, maps or watches operators."""
+    """Whether nobody traces, maps or watches operators: then their overhead can be left out."""
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
                 or torch._C._len_torch_dispatch_stack())
 
@@ -313,8 +315,10 @@ def _apply(function, *args) -> Any:
 
 
 def _watched() -> bool:
-    """Whether somebody wants to differentiate, map or trace a backward pass."""
-    return torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    """Whether somebody may differentiate or map a backward pass; torch.compile traces it as it is."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
 
 
 # -- calls ---------------------------------------------------------------------------------------------------------------
@@ -356,9 +360,9 @@ def conv(u, weight, bias=None, *, boundary="periodic", activation=None, dilation
     unknown names and tensors on different devices, NotImplementedError for second derivatives.
     """
     u = _checked(u, weight, bias)
-    shape = _conv.shape_of(tuple(u.shape), tuple(weight.shape), groups,
-                           dilation if isinstance(dilation, int) else tuple(dilation),
-                           boundary if isinstance(boundary, str) else tuple(boundary))
+    shape = _uncached(_conv.shape_of)(tuple(u.shape), tuple(weight.shape), groups,
+                                      dilation if isinstance(dilation, int) else tuple(dilation),
+                                      boundary if isinstance(boundary, str) else tuple(boundary))
     code = _activation.code_of(activation)
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
@@ -398,10 +402,18 @@ def conv_block(u, w1, b1, w2, b2, *, boundary="periodic", activation="relu", bac
         hidden = conv(u, w1, b1, boundary=boundary, activation=activation, backend=backend)
         return conv(hidden, w2, b2, boundary=boundary, backend=backend)
     sizes = tuple(u.shape), tuple(w1.shape), tuple(b1.shape), tuple(w2.shape), tuple(b2.shape)
-    modes, code, run = _geometry(*sizes, boundary if isinstance(boundary, str) else tuple(boundary), activation, u.dtype)
-    if run is not None and _ordinary() and _plain(u, w1, b1, w2, b2) and _contiguous(u, w1, b1, w2, b2):
-        return super(torch.autograd.Function, _SmallBlock).apply(run, u, w1, b1, w2, b2, modes, code)
+    names = boundary if isinstance(boundary, str) else tuple(boundary)
+    modes, code = _uncached(_geometry)(*sizes, names, activation)
+    if _ordinary() and _plain(u, w1, b1, w2, b2) and _contiguous(u, w1, b1, w2, b2):
+        run = _small(sizes[0], sizes[1], names, code, u.dtype)
+        if run is not None:
+            return super(torch.autograd.Function, _SmallBlock).apply(run, u, w1, b1, w2, b2, modes, code)
     return _apply(_Block, u, w1, b1, w2, b2, modes, code)
+
+
+def _uncached(function) -> Any:
+    """A cached function; while torch traces, which warns of caches, what is behind the cache."""
+    return function.__wrapped__ if torch.compiler.is_compiling() else function
 
 
 def _contiguous(*tensors):
@@ -409,15 +421,20 @@ def _contiguous(*tensors):
 
 
 @lru_cache(maxsize=512)
-def _geometry(u, w1, b1, w2, b2, boundary, activation, dtype):
-    """(modes, code of the activation, how to run a small problem); refuses shapes that do not fit."""
+def _geometry(u, w1, b1, w2, b2, boundary, activation):
+    """(modes, code of the activation); refuses shapes that do not fit."""
     channels = w1[0]
     if w1[1] != 1 or w2 != (1, channels, *w1[2:]) or b1 != (channels,) or b2 != (1,):
         raise ValueError(f"expected weights (C, 1, *kernel), (C), (1, C, *kernel), (1), got {w1}, {b1}, {w2}, {b2}")
+    _, _, modes = _uncached(blocks.geometry)(u, w1[2:], boundary)
+    return list(modes[5 - len(u):]), _activation.code_of(activation)
+
+
+@lru_cache(maxsize=512)
+def _small(u, w1, boundary, code, dtype):
+    """How to run a small problem by addresses; None for a large one."""
     space, kernel, modes = blocks.geometry(u, w1[2:], boundary)
-    code = _activation.code_of(activation)
-    small = _conv_block.small(space, kernel, channels, modes, code, "f8" if dtype == torch.float64 else "f4")
-    return list(modes[5 - len(u):]), code, small
+    return _conv_block.small(space, kernel, w1[0], modes, code, "f8" if dtype == torch.float64 else "f4")
 
 
 __all__ = ["conv", "conv_block"]

@@ -1,6 +1,7 @@
 """Benchmarks: kernels against their references, against strong plain loops, and against the machine's limits.
 
-`fastdiff bench` times every kernel, after checking it; `fastdiff bench targets` measures the goals of the project.
+`fastdiff bench` times every kernel, after checking it; `fastdiff bench targets` measures the goals of the project,
+`fastdiff bench conv` convolutions against torch's, `fastdiff bench station` trains the tutorial's surrogate.
 """
 
 
@@ -13,6 +14,10 @@ def main(args: list[str] | None = None) -> int:
         from fastdiff.bench import targets
 
         return targets.main(args[1:])
+    if args[:1] in (["conv"], ["station"]):
+        from fastdiff.bench import conv, station
+
+        return (conv if args[0] == "conv" else station).main(args[1:])
     from fastdiff.bench import kernels
 
     return kernels.main(args)

@@ -10,7 +10,7 @@ Depthwise convolutions have one output channel a group: there a block is several
 
 from functools import lru_cache
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.extending import register_jitable
@@ -81,7 +81,7 @@ class Plan(NamedTuple):
     s2: int
 
 
-def space_of(grid, fill=1) -> tuple[int, int, int]:
+def space_of(grid, fill=1) -> Any:
     """A grid's sizes along the three axes."""
     return (*[fill] * (3 - len(grid)), *grid)
 

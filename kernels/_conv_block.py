@@ -1,8 +1,8 @@
 """How the two-layer block runs: the hidden layer only ever exists for a strip of cells, in first-level cache.
 
 Forward, for each strip: the K shifted copies of the input (the boundary is in them), the hidden channels, their
-activation, and K sums over the channels, S_k = sum over c of w2[c, k] h_c. The output at a cell is the sum of S_k at its
-K neighbours, so what has to be kept for a tile of the grid is K planes of S.
+activation, and K sums over the channels, S_k = sum over c of w2[c, k] h_c. The output at a cell is the sum of S_k at
+its K neighbours, so what has to be kept for a tile of the grid is K planes of S.
 
 Backward, for each strip: the same copies and hidden channels again, K copies of the output's gradient shifted the other
 way, the hidden gradient, and sums over the strip for all weights, which stay in one block of memory for a whole chunk.
@@ -179,7 +179,7 @@ def hidden_layer(p, space, offsets, vectors):
               space, p.first + block * p.taps * p.block, space, p.start + block * p.block, vectors)
 
 
-# -- forward -----------------------------------------------------------------------------------------------------------
+# -- forward ---------------------------------------------------------------------------------------------------------
 
 
 @inner
@@ -293,7 +293,7 @@ def forward_tasks(p, x, w1, b1, w2, b2, y, target, scale, losses, offsets, space
             losses[task] = squares
 
 
-# -- backward ----------------------------------------------------------------------------------------------------------
+# -- backward --------------------------------------------------------------------------------------------------------
 
 
 @inner
@@ -366,7 +366,7 @@ def backward_strip(p, x, grad, sample, z, y, rows, j, count, space, offsets):
 
 @inner
 def back(code, space, at, to, count):
-    """From the sums at `at` and the gradient of the hidden layer at `to`: the hidden layer, the gradient of the sums."""
+    """Turn sums (`at`) into the hidden layer, and its gradient (`to`) into theirs."""
     if code == 2 or code == 3:  # those whose slope needs what went in
         times_slope(code, space, at, space, to, space, to, count)
         activate(code, space, at, space, at, count)
@@ -384,7 +384,8 @@ def keep_planes(p, space, offsets, z, y, j, rows, wide):
         at = p.sums + (z * p.s1 + y + r) * p.pitch + j
         for block in range(p.tap_padded // p.tap_block):
             times(p.tap_block, space, at + block * p.tap_block * plane, plane, space, p.slopes + r * wide, offsets, 0,
-                  p.padded, space, p.turned + p.padded * p.taps + block * p.padded * p.tap_block, space, p.zeros, wide // width)
+                  p.padded, space, p.turned + p.padded * p.taps + block * p.padded * p.tap_block, space, p.zeros,
+                  wide // width)
 
 
 @inner
@@ -441,7 +442,7 @@ def add_up(p, space, part, to):
 
 @inner
 def backward_tasks(p, x, w1, b1, w2, b2, grad, part, out, offsets, space, counter):
-    """Chunks until none is left: gradients of all parameters to part[chunk], the input's to `out` unless it is empty."""
+    """Chunks until none is left: gradients of parameters to part[chunk], the input's to `out` unless it is empty."""
     width = VECTOR_BYTES // space.itemsize
     pack_weights(p, w1, b1, w2, b2, space)
     tiles = p.c0 * p.c1 * p.c2
@@ -460,7 +461,7 @@ def backward_tasks(p, x, w1, b1, w2, b2, grad, part, out, offsets, space, counte
         add_up(p, space, part, chunk * parameters)
 
 
-# -- calls -------------------------------------------------------------------------------------------------------------
+# -- calls -----------------------------------------------------------------------------------------------------------
 
 
 @kernel()
@@ -506,7 +507,8 @@ def run_step(p, q, x, target, state, grad, part, hyper, losses, offsets, back_of
     before = flush_denormals()
     c, k = p.channels, p.taps
     theta = state[0]
-    w1, b1, w2, b2 = theta[: c * k], theta[c * k : c * (k + 1)], theta[c * (k + 1) : c * (2 * k + 1)], theta[c * (2 * k + 1) :]
+    w1, b1 = theta[: c * k], theta[c * k : c * (k + 1)]
+    w2, b2 = theta[c * (k + 1) : c * (2 * k + 1)], theta[c * (2 * k + 1) :]
     forward_tasks(p, x, w1, b1, w2, b2, grad, target, hyper[7], losses, offsets, space, counters[0:1])
     backward_tasks(q, x, w1, b1, w2, b2, grad, part, grad[0:0], back_offsets, space, counters[1:2])
     adam(q, part, state, hyper)
@@ -547,7 +549,7 @@ def backward(space, kernel_size, modes, code, x, w1, b1, w2, b2, grad, out=None,
     return part.sum(0)
 
 
-# -- small problems: all that surrounds the kernel counts -----------------------------------------------------------------
+# -- small problems: all that surrounds the kernel counts ------------------------------------------------------------
 
 
 @inner
@@ -564,8 +566,8 @@ def run_small_forward(numbers, x, w1, b1, w2, b2, y, offsets, space):
     n, m = p.batch * p.n0 * p.n1 * p.n2, p.channels * p.taps
     none, counter = space[0:0], np.zeros(1, np.int64)
     forward_tasks(p, array_at(x, n, space), array_at(w1, m, space), array_at(b1, p.channels, space),
-                  array_at(w2, m, space), array_at(b2, 1, space), array_at(y, n, space), none, space.dtype.type(1), none,
-                  offsets, space, counter)
+                  array_at(w2, m, space), array_at(b2, 1, space), array_at(y, n, space), none, space.dtype.type(1),
+                  none, offsets, space, counter)
     restore_denormals(before)
 
 

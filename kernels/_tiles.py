@@ -4,8 +4,8 @@
     correlate   acc[m, t] += sum over x of  left[m, x] * right[t, x]                     a block of M x T at once
 
 A convolution is `multiply` with a table of offsets, one for each tap: the table holds the whole geometry (channels,
-axes, dilation). The gradient of its weights is `correlate`. All numbers of a block stay in registers while the sum runs.
-LLVM's own vectoriser cannot do this: it vectorises the innermost loop, which here is the sum over taps.
+axes, dilation). The gradient of its weights is `correlate`. All numbers of a block stay in registers while the sum
+runs. LLVM's own vectoriser cannot do this: it vectorises the innermost loop, which here is the sum over taps.
 
 Arrays are flat. Rows are whole vectors: `vectors` of them are read and written, beyond the last cell that counts.
 The block is given as a tuple of M (or T) zeros, because its length is then known while compiling.
@@ -13,9 +13,10 @@ The block is given as a tuple of M (or T) zeros, because its length is then know
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 
 from fastdiff.kernels._jit import FLAGS
 
@@ -81,7 +82,8 @@ class _Code:
 
 
 @intrinsic
-def multiply(typingctx, dst, at, pitch, src, here, offsets, first_tap, taps, w, first_w, first, first_first, m, vectors):
+def multiply(typingctx, dst, at, pitch, src, here, offsets, first_tap, taps, w, first_w, first, first_first, m,
+             vectors):
     """dst[at + m*pitch + x] = first[first_first + m] + sum over t of w[first_w + t*M + m] * src[here + offset(t) + x].
 
     offset(t) = offsets[first_tap + t], for t < taps and x < vectors * lanes. dst must not overlap src.

@@ -17,6 +17,7 @@ Shapes: u (B, Cin, *grid), weight (Cout, Cin/groups, *kernel), bias (Cout) or No
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -119,8 +120,8 @@ def _shape(u, weight, groups, dilation, boundary):
     return _conv.shape_of(tuple(u), tuple(weight), groups, dilation, boundary)
 
 
-def cpu(u, weight, bias=None, boundary="periodic", activation=None, dilation=1, groups=1, out=None, pre=None,
-        threads=None):
+def cpu(u, weight, bias=None, boundary: Any = "periodic", activation=None, dilation: Any = 1, groups=1,
+        out=None, pre=None, threads=None):
     """Convolution, bias and activation; `pre`, if given, receives the sums before the activation."""
     shape = _shape(u.shape, weight.shape, groups, dilation, boundary)
     out = np.empty((len(u), len(weight), *u.shape[2:]), u.dtype) if out is None else out
@@ -129,7 +130,7 @@ def cpu(u, weight, bias=None, boundary="periodic", activation=None, dilation=1, 
     return out
 
 
-def cpu_grad_input(u, weight, boundary="periodic", dilation=1, groups=1, out=None, threads=None):
+def cpu_grad_input(u, weight, boundary: Any = "periodic", dilation: Any = 1, groups=1, out=None, threads=None):
     """The gradient of the input from that of the sums."""
     size = (len(u), weight.shape[1] * groups, *u.shape[2:])
     shape = _shape(size, weight.shape, groups, dilation, boundary)
@@ -137,7 +138,7 @@ def cpu_grad_input(u, weight, boundary="periodic", dilation=1, groups=1, out=Non
     return _conv.grad_input(shape, u, weight, out, threads) if out.size else out
 
 
-def cpu_grad_weight(u, grad, kernel, boundary="periodic", dilation=1, groups=1, out=None, threads=None):
+def cpu_grad_weight(u, grad, kernel, boundary: Any = "periodic", dilation: Any = 1, groups=1, out=None, threads=None):
     """The gradients of weights and bias from that of the sums."""
     size = (grad.shape[1], u.shape[1] // groups, *kernel)
     shape = _shape(u.shape, size, groups, dilation, boundary)
@@ -153,8 +154,8 @@ def cpu_grad_weight(u, grad, kernel, boundary="periodic", dilation=1, groups=1, 
 # -- CUDA --------------------------------------------------------------------------------------------------------------
 
 
-def cuda(u, weight, bias=None, boundary="periodic", activation=None, dilation=1, groups=1, out=None, pre=None,
-         stream=None):
+def cuda(u, weight, bias=None, boundary: Any = "periodic", activation=None, dilation: Any = 1, groups=1,
+         out=None, pre=None, stream=None):
     """`cpu` on the GPU; device arrays are only wrapped, NumPy arrays copied there and back. `out` must be given."""
     from fastdiff.kernels import _conv_cuda
 
@@ -166,7 +167,7 @@ def cuda(u, weight, bias=None, boundary="periodic", activation=None, dilation=1,
     return out
 
 
-def cuda_grad_input(u, weight, boundary="periodic", dilation=1, groups=1, out=None, stream=None):
+def cuda_grad_input(u, weight, boundary: Any = "periodic", dilation: Any = 1, groups=1, out=None, stream=None):
     """`cpu_grad_input` on the GPU; `out` must be given."""
     from fastdiff.kernels import _conv_cuda
 
@@ -175,7 +176,7 @@ def cuda_grad_input(u, weight, boundary="periodic", dilation=1, groups=1, out=No
     return out
 
 
-def cuda_grad_weight(u, grad, kernel, boundary="periodic", dilation=1, groups=1, out=None, stream=None):
+def cuda_grad_weight(u, grad, kernel, boundary: Any = "periodic", dilation: Any = 1, groups=1, out=None, stream=None):
     """`cpu_grad_weight` on the GPU; `out` must be given."""
     from fastdiff.kernels import _conv_cuda
 
@@ -215,7 +216,8 @@ SHAPES = {
     (3, 16, 16, 3, 37, 67): "whole blocks of channels, several tiles of rows",
     (2, 4, 9, 3, 5, 7, 11): "primes in three axes",
 }
-_DEPTHWISE = {(1, 2, 2, 3, 2, 3): "smaller than a band of rows", (2, 3, 3, 7, 61, 35): "7 x 7, several bands and a rest",
+_DEPTHWISE = {(1, 2, 2, 3, 2, 3): "smaller than a band of rows",
+              (2, 3, 3, 7, 61, 35): "7 x 7, several bands and a rest",
               (1, 2, 2, 3, 3, 5, 4): "three axes", (1, 5, 5, 5, 131): "a line"}
 _BOUNDARIES = ("neumann", "dirichlet", "periodic")
 

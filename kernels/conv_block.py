@@ -4,14 +4,15 @@
     y[b, i]    =      b2    + sum over c, k of  w2[c, k] h[b, c, i + k - (K - 1)/2]
 
 One channel in, C hidden ones, one out (the tutorial's 1 -> 16 -> 1 network), on grids of one to three axes, odd kernel
-sizes K. Boundaries as in conv.py; they hold for each layer: what the second layer sees beyond the grid is continued from
-the hidden layer. Reading u and writing y is all the memory traffic: some 33 times less than two layers with an activation
-between them. The backward pass makes the hidden layer once more rather than keep it.
+sizes K. Boundaries as in conv.py; they hold for each layer: what the second layer sees beyond the grid is continued
+from the hidden layer. Reading u and writing y is all the memory traffic: some 33 times less than two layers with an
+activation between them. The backward pass makes the hidden layer once more rather than keep it.
 
 Shapes: u, y and its gradient (B, 1, *grid), w1 (C, 1, *kernel), b1 (C), w2 (1, C, *kernel), b2 (1).
 """
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -61,22 +62,23 @@ def split(theta, channels, kernel):
 def geometry(shape, kernel, boundary):
     """(B, n0, n1, n2), (k0, k1, k2), modes; refuses what the block cannot take."""
     if len(shape) not in (3, 4, 5) or shape[1] != 1 or len(kernel) != len(shape) - 2 or any(k % 2 == 0 for k in kernel):
-        raise ValueError(f"the block takes (batch, 1, *grid) on 1 to 3 axes and odd kernel sizes, got an input of shape "
-                         f"{tuple(shape)} and a kernel of {tuple(kernel)}")
+        raise ValueError(f"the block takes (batch, 1, *grid) on 1 to 3 axes and odd kernel sizes, got an input of "
+                         f"shape {tuple(shape)} and a kernel of {tuple(kernel)}")
     modes = _conv.space_of(_conv.modes_of(boundary, len(shape) - 2), _conv.DIRICHLET)
     return (shape[0], *_conv.space_of(shape[2:])), _conv.space_of(tuple(kernel)), modes
 
 
-def cpu(u, w1, b1, w2, b2, boundary="periodic", activation="relu", out=None, threads=None):
+def cpu(u, w1, b1, w2, b2, boundary: Any = "periodic", activation: Any = "relu", out=None, threads=None):
     """Both layers."""
     out = np.empty_like(u) if out is None else out
     if u.size:
-        _conv_block.forward(*geometry(u.shape, w1.shape[2:], boundary), _activation.code_of(activation), u, w1, b1, w2, b2,
-                            out, threads)
+        _conv_block.forward(*geometry(u.shape, w1.shape[2:], boundary), _activation.code_of(activation), u, w1, b1,
+                            w2, b2, out, threads)
     return out
 
 
-def cpu_backward(u, w1, b1, w2, b2, grad, boundary="periodic", activation="relu", out=None, threads=None, wanted=True):
+def cpu_backward(u, w1, b1, w2, b2, grad, boundary: Any = "periodic", activation: Any = "relu", out: Any = None,
+                 threads=None, wanted=True):
     """Gradients of (u, w1, b1, w2, b2) from that of y; the first is left alone unless `wanted`."""
     out = tuple(np.empty_like(a) for a in (u, w1, b1, w2, b2)) if out is None else out
     if u.size == 0:
@@ -91,7 +93,8 @@ def cpu_backward(u, w1, b1, w2, b2, grad, boundary="periodic", activation="relu"
     return out
 
 
-def cpu_step(u, target, state, count, rate, kernel, boundary="periodic", activation="relu", out=None, threads=None):
+def cpu_step(u, target, state, count, rate, kernel, boundary: Any = "periodic", activation: Any = "relu", out=None,
+             threads=None):
     """One step of Adam: (new state, loss)."""
     out = (np.empty_like(state), np.empty(1, u.dtype)) if out is None else out
     channels = (state.shape[1] - 1) // (2 * int(np.prod(kernel)) + 1)
@@ -113,7 +116,7 @@ def _sizes(u, w1, boundary, activation):
     return _conv_cuda.sizes(shape, _activation.code_of(activation))
 
 
-def cuda(u, w1, b1, w2, b2, boundary="periodic", activation="relu", out=None, stream=None):
+def cuda(u, w1, b1, w2, b2, boundary: Any = "periodic", activation: Any = "relu", out=None, stream=None):
     """`cpu` on the GPU; `out` must be given."""
     from fastdiff.kernels import _conv_cuda
 
@@ -122,7 +125,8 @@ def cuda(u, w1, b1, w2, b2, boundary="periodic", activation="relu", out=None, st
     return out
 
 
-def cuda_backward(u, w1, b1, w2, b2, grad, boundary="periodic", activation="relu", out=None, stream=None, wanted=True):
+def cuda_backward(u, w1, b1, w2, b2, grad, boundary: Any = "periodic", activation: Any = "relu", out: Any = None,
+                  stream=None, wanted=True):
     """`cpu_backward` on the GPU; `out` must be given."""
     from fastdiff.kernels import _conv_cuda
 

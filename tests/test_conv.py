@@ -18,7 +18,8 @@ GRIDS = {1: (23,), 2: (9, 14), 3: (5, 6, 7)}
 
 
 def seeded(*shape, dtype=torch.float64, grad=False):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(math.prod(shape)), dtype=dtype).requires_grad_(grad)
+    generator = torch.Generator().manual_seed(math.prod(shape))
+    return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_(grad)
 
 
 def pair(ndim, boundary, cin, cout, k, dtype=torch.float64, **how):
@@ -120,8 +121,9 @@ def test_func_grad_and_vmap():
         torch.testing.assert_close(found, torch.stack([e[k] for e in each]))
     doubled = torch.func.vmap(lambda w: conv(u, w))(torch.stack([w, 2 * w]))
     torch.testing.assert_close(doubled, torch.stack([conv(u, w), conv(u, 2 * w)]))
-    mapped = torch.func.vmap(lambda v: conv(v, w, b, activation="gelu"), in_dims=1)(torch.stack([u, -u], 1))
-    torch.testing.assert_close(mapped, torch.stack([conv(u, w, b, activation="gelu"), conv(-u, w, b, activation="gelu")]))
+    layer = lambda v: conv(v, w, b, activation="gelu")
+    mapped = torch.func.vmap(layer, in_dims=1)(torch.stack([u, -u], 1))
+    torch.testing.assert_close(mapped, torch.stack([layer(u), layer(-u)]))
 
 
 def test_compiles_without_a_graph_break():
@@ -156,7 +158,8 @@ def test_operators_pass_opcheck():
 
 def test_second_derivatives_are_refused_and_torch_has_them():
     arguments = [a.requires_grad_() for a in block_arguments()]
-    for y in (conv(arguments[0], arguments[1]), conv_block(*arguments), conv_block(seeded(300, 1, 400), *arguments[1:])):
+    many = seeded(300, 1, 400)
+    for y in (conv(*arguments[:2]), conv_block(*arguments), conv_block(many, *arguments[1:])):
         (first,) = torch.autograd.grad(y.square().sum(), arguments[1], create_graph=True)
         with pytest.raises(NotImplementedError, match="backend='torch'"):
             first.sum().backward()

@@ -1,8 +1,8 @@
 """How far a predicted field is from the true one: the measures of PDEBench, The Well and APEBench.
 
 Fields are (B, [T,] C, *grid) with `ndim` axes of the grid; every measure is one number for each of (B, [T,] C), so that
-means can be taken over what one likes. Sources: Takamoto et al., PDEBench, NeurIPS 2022, appendix B (and its metrics.py);
-Ohana et al., The Well, NeurIPS 2024, section 4 (and its metrics/spatial.py).
+means can be taken over what one likes. Sources: Takamoto et al., PDEBench, NeurIPS 2022, appendix B (and its
+metrics.py); Ohana et al., The Well, NeurIPS 2024, section 4 (and its metrics/spatial.py).
 """
 
 import torch
@@ -46,7 +46,8 @@ def spectral_error(prediction, truth, ndim: int, bands=(4, 12)):
     waves = [torch.fft.fftfreq(n, 1 / n, device=truth.device, dtype=truth.dtype) for n in grid]
     k = torch.stack(torch.meshgrid(*waves, indexing="ij")).square().sum(0).sqrt()
     edges = [-1.0, *bands, float("inf")]
-    return torch.stack([(power * ((low < k) & (k <= high))).sum(axes).sqrt() for low, high in zip(edges, edges[1:])], -1)
+    inside = [(low < k) & (k <= high) for low, high in zip(edges, edges[1:])]
+    return torch.stack([(power * band).sum(axes).sqrt() for band in inside], -1)
 
 
 def boundary_error(prediction, truth, ndim: int):

@@ -1,7 +1,7 @@
 """Convolutions and the networks made of them that stand in for a solver, or correct one."""
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -53,7 +53,8 @@ class Conv1d(_Conv):
     boundary    "dirichlet" (zero, torch's default), "neumann" (edge cells go on), "periodic"; or one for each axis
     activation  None, "relu", "gelu", "silu", "tanh"
 
-    The state dict is torch.nn.Conv1d's. Raises ValueError for even kernel sizes, unknown names and groups that do not fit.
+    The state dict is torch.nn.Conv1d's. Raises ValueError for even kernel sizes, unknown names and groups that do not
+    fit.
     """
 
     ndim = 1
@@ -97,11 +98,13 @@ class SurrogateCNN(nn.Module):
     """
 
     def __init__(self, in_channels: int = 1, out_channels: int = 1, hidden: int = 16, kernel_size=3, *, ndim: int = 1,
-                 boundary="dirichlet", activation: str | None = "relu", residual: bool = False, device=None, dtype=None):
+                 boundary="dirichlet", activation: str | None = "relu", residual: bool = False, device=None,
+                 dtype=None):
         super().__init__()
         if residual and in_channels != out_channels:
             raise ValueError(f"residual needs as many channels out as in, got {in_channels} and {out_channels}")
-        kind, how = conv_class(ndim), dict(boundary=boundary, device=device, dtype=dtype)
+        kind = conv_class(ndim)
+        how: dict[str, Any] = dict(boundary=boundary, device=device, dtype=dtype)
         self.conv1 = kind(in_channels, hidden, kernel_size, activation=activation, **how)
         self.conv2 = kind(hidden, out_channels, kernel_size, **how)
         self.ndim, self.residual = ndim, residual
@@ -120,9 +123,9 @@ class SurrogateCNN(nn.Module):
 class DilatedResNet(nn.Module):
     """Dilated residual network: blocks of seven convolutions whose dilations are 1, 2, 4, 8, 4, 2, 1.
 
-    Each block is added to what went in. Stachenfeld et al., "Learned coarse models for efficient turbulence simulation",
-    ICLR 2022 (arXiv:2112.15275), section 3; 48 channels and 4 blocks there. u (B, in_channels, *grid) -> (B,
-    out_channels, *grid).
+    Each block is added to what went in. Stachenfeld et al., "Learned coarse models for efficient turbulence
+    simulation", ICLR 2022 (arXiv:2112.15275), section 3; 48 channels and 4 blocks there. u (B, in_channels, *grid) ->
+    (B, out_channels, *grid).
     """
 
     def __init__(self, in_channels: int = 1, out_channels: int = 1, width: int = 48, blocks: int = 4, kernel_size=3, *,
@@ -145,8 +148,8 @@ class DilatedResNet(nn.Module):
 class SurrogateUNet(nn.Module):
     """U-Net whose convolutions know the boundary: halves the grid `levels` times and comes back, with skips.
 
-    Two convolutions at each level, means over 2^ndim cells down, nearest cells up. Ronneberger, Fischer and Brox, "U-Net",
-    MICCAI 2015; width 32, doubled at each level. u (B, in_channels, *grid) -> (B, out_channels, *grid).
+    Two convolutions at each level, means over 2^ndim cells down, nearest cells up. Ronneberger, Fischer and Brox,
+    "U-Net", MICCAI 2015; width 32, doubled at each level. u (B, in_channels, *grid) -> (B, out_channels, *grid).
 
     Raises ValueError unless each side of the grid is a multiple of 2^levels.
     """
@@ -188,8 +191,8 @@ class Hybrid(nn.Module):
         bypass       v + network(v),  v = step(u)
 
     The gradient runs through the solver (solver in the loop: Um et al., NeurIPS 2020) unless `detach`, which treats its
-    result as data (the modes of APEBench: Koehler et al., NeurIPS 2024, section 3). A step that is a module is trained with
-    the rest. Raises ValueError for an unknown mode.
+    result as data (the modes of APEBench: Koehler et al., NeurIPS 2024, section 3). A step that is a module is trained
+    with the rest. Raises ValueError for an unknown mode.
     """
 
     def __init__(self, step, network: nn.Module, mode: str = "bypass", detach: bool = False):
@@ -201,7 +204,8 @@ class Hybrid(nn.Module):
         self.step, self.network, self.mode, self.detach = step, network, mode, detach
 
     def forward(self, u):
-        v = self.step(u.detach()).detach() if self.detach else self.step(u)
+        v: Any = self.step(u.detach() if self.detach else u)
+        v = v.detach() if self.detach else v
         if not isinstance(v, torch.Tensor) or v.shape != u.shape:
             raise ValueError(f"the step must give a tensor of the shape of its argument, {tuple(u.shape)}, got "
                              f"{tuple(v.shape) if hasattr(v, 'shape') else type(v).__name__}")
@@ -214,8 +218,8 @@ class LearnableStencil(nn.Module):
     """One time step by a learned stencil: u + a convolution of each component by itself, without bias.
 
     `conserve` takes the mean from the weights at each use, so that they sum to 0 and a field without gradients stays as
-    it is, exactly as for every difference scheme of a derivative (zeroth moment condition: Long et al., PDE-Net, ICML 2018,
-    eq. 5). Starts from the Laplacian's stencil times `start`. u (B, components, *grid).
+    it is, exactly as for every difference scheme of a derivative (zeroth moment condition: Long et al., PDE-Net, ICML
+    2018, eq. 5). Starts from the Laplacian's stencil times `start`. u (B, components, *grid).
 
     Raises ValueError for an even kernel size.
     """

@@ -88,12 +88,12 @@ def trajectories(data) -> torch.Tensor:
         data = torch.from_numpy(data)
     if not isinstance(data, torch.Tensor):
         if not len(data) or not isinstance(data[0], dict) or "fields" not in data[0]:
-            raise TypeError("expected trajectories (samples, frames, components, *grid) as a tensor or an array, the path "
-                            "of a data set, or what fd.data.open(path) gives without inputs=")
+            raise TypeError("expected trajectories (samples, frames, components, *grid) as a tensor or an array, the "
+                            "path of a data set, or what fd.data.open(path) gives without inputs=")
         data = torch.stack([data[i]["fields"] for i in range(len(data))])
     if data.ndim < 4 or not data.is_floating_point():
-        raise ValueError(f"trajectories must be floating-point (samples, frames, components, *grid), got {data.dtype} of "
-                         f"shape {tuple(data.shape)}")
+        raise ValueError(f"trajectories must be floating-point (samples, frames, components, *grid), got {data.dtype} "
+                         f"of shape {tuple(data.shape)}")
     if not torch.isfinite(data).all():
         raise ValueError("the trajectories hold NaN or infinite values: fd.data.verify(path) says where")
     return data
@@ -142,8 +142,8 @@ def fit(model: nn.Module, data, *, validation: Any = 0.1, checkpoint=None, resum
     optimizer    function of the parameters; default AdamW
     on_epoch     called as on_epoch(epoch, history) after each epoch
 
-    Ctrl-C ends training after the last full epoch's checkpoint. Raises ValueError for data that are not finite, a loss that
-    becomes so, unknown options and a checkpoint of another run.
+    Ctrl-C ends training after the last full epoch's checkpoint. Raises ValueError for data that are not finite, a loss
+    that becomes so, unknown options and a checkpoint of another run.
     """
     unknown = set(how) - set(Plan.__dataclass_fields__)
     if unknown:
@@ -224,8 +224,8 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss = loss_of(self.model, window, truth, self.plan, noise)
         if not torch.isfinite(loss):
-            raise ValueError(f"the loss became {float(loss)} in epoch {self.epoch}: lower lr, set clip, or unroll fewer "
-                             f"steps")
+            raise ValueError(f"the loss became {float(loss)} in epoch {self.epoch}: lower lr, set clip, or unroll "
+                             f"fewer steps")
         loss.backward()
         if self.plan.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
@@ -338,13 +338,14 @@ class _Progress:
 
 
 class FusedAdam:
-    """Training steps of `SurrogateCNN` with one channel in and out: layers, mean square error, gradients, Adam, one call.
+    """Training steps of `SurrogateCNN` with one channel in and out: layers, mean square error, gradients, Adam, one
+    call.
 
         trainer = FusedAdam(model, lr=1e-3)
         loss = trainer.step(x, y)          # a float: the error before the step
 
-    x, y (B, 1, *grid) on the CPU. The model's parameters become views of one tensor and are changed in place, so that the
-    model can be used between steps. Same numbers as torch.optim.Adam on torch.nn.MSELoss, to rounding.
+    x, y (B, 1, *grid) on the CPU. The model's parameters become views of one tensor and are changed in place, so that
+    the model can be used between steps. Same numbers as torch.optim.Adam on torch.nn.MSELoss, to rounding.
 
     Raises TypeError for another model, ValueError for shapes and dtypes that do not fit.
     """

@@ -2,7 +2,10 @@
 
 from importlib import import_module
 
-_WHERE: dict[str, str] = {"conv": "convolution", "conv_block": "convolution"}  # public name: module of fastdiff.nn.functional
+_WHERE: dict[str, str] = {  # public name: module of fastdiff.nn.functional
+    "conv": "convolution",
+    "conv_block": "convolution",
+}
 
 
 def __getattr__(name):

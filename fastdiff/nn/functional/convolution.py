@@ -19,10 +19,14 @@ TWICE = ("fastdiff's convolutions cannot be differentiated twice: their backward
          "backend='torch', which can.")
 
 
-# -- operators -----------------------------------------------------------------------------------------------------------
+# -- operators -------------------------------------------------------------------------------------------------------
 
 
-def _on_gpu(*tensors):
+def _arrays(*tensors) -> Any:
+    return arrays(*tensors)
+
+
+def _on_gpu(*tensors) -> Any:
     return [t.detach().contiguous() for t in tensors]
 
 
@@ -43,7 +47,7 @@ def _forward_fake(u, weight, bias, modes, code, dilation, groups):
 
 
 def _forward_cpu(u, weight, bias, modes, code, dilation, groups):
-    x, w, b = arrays(u, weight, bias)
+    x, w, b = _arrays(u, weight, bias)
     out = np.empty((len(x), len(w), *x.shape[2:]), x.dtype)
     kept = np.empty(_size_kept(u, weight, code), x.dtype)
     kernels.cpu(x, w, b, _names(modes), ACTIVATIONS[code], tuple(dilation), groups, out=out,
@@ -70,7 +74,7 @@ def _backward_fake(grad, u, weight, kept, modes, code, dilation, groups, wanted)
 
 
 def _backward_cpu(grad, u, weight, kept, modes, code, dilation, groups, wanted):
-    g, x, w, saved = arrays(grad, u, weight, kept)
+    g, x, w, saved = _arrays(grad, u, weight, kept)
     if code:
         g = _conv.times_slopes(code, saved, g, np.empty_like(g)) if g.size else g
     how = _names(modes), tuple(dilation), groups
@@ -112,13 +116,14 @@ def _block_fake(u, w1, b1, w2, b2, modes, code):
 
 
 def _block_cpu(u, w1, b1, w2, b2, modes, code):
-    x, *weights = arrays(u, w1, b1, w2, b2)
-    return torch.from_numpy(blocks.cpu(x, *weights, _names(modes), ACTIVATIONS[code]))
+    x, *weights = _arrays(u, w1, b1, w2, b2)
+    return torch.from_numpy(blocks.cpu(x, *weights, boundary=_names(modes), activation=ACTIVATIONS[code]))
 
 
 def _block_cuda(u, w1, b1, w2, b2, modes, code):
     out = torch.empty_like(u, memory_format=torch.contiguous_format)
-    return blocks.cuda(*_on_gpu(u, w1, b1, w2, b2), _names(modes), ACTIVATIONS[code], out=out, stream=_stream())
+    return blocks.cuda(*_on_gpu(u, w1, b1, w2, b2), boundary=_names(modes), activation=ACTIVATIONS[code], out=out,
+                       stream=_stream())
 
 
 _block = op("conv_block(Tensor u, Tensor w1, Tensor b1, Tensor w2, Tensor b2, int[] modes, int code) -> Tensor",
@@ -131,17 +136,18 @@ def _block_backward_fake(grad, u, w1, b1, w2, b2, modes, code, wanted):
 
 
 def _block_backward_cpu(grad, u, w1, b1, w2, b2, modes, code, wanted):
-    g, x, *weights = arrays(grad, u, w1, b1, w2, b2)
+    g, x, *weights = _arrays(grad, u, w1, b1, w2, b2)
     out = tuple(np.empty(a.shape, a.dtype) for a in (x if wanted else x[:0], *weights))
-    found = blocks.cpu_backward(x, *weights, g, _names(modes), ACTIVATIONS[code], out=out, wanted=wanted)
+    found = blocks.cpu_backward(x, *weights, grad=g, boundary=_names(modes), activation=ACTIVATIONS[code], out=out,
+                                wanted=wanted)
     return tuple(torch.from_numpy(a if k or wanted else a.reshape(-1)) for k, a in enumerate(found))
 
 
 def _block_backward_cuda(grad, u, w1, b1, w2, b2, modes, code, wanted):
     out = _block_backward_fake(grad, u, w1, b1, w2, b2, modes, code, wanted)
     x, *weights, g = _on_gpu(u, w1, b1, w2, b2, grad)
-    return blocks.cuda_backward(x, *weights, g, _names(modes), ACTIVATIONS[code], out=out, wanted=wanted,
-                                stream=_stream())
+    return blocks.cuda_backward(x, *weights, grad=g, boundary=_names(modes), activation=ACTIVATIONS[code], out=out,
+                                wanted=wanted, stream=_stream())
 
 
 _block_backward = op("conv_block_backward(Tensor grad, Tensor u, Tensor w1, Tensor b1, Tensor w2, Tensor b2,"
@@ -149,7 +155,7 @@ _block_backward = op("conv_block_backward(Tensor grad, Tensor u, Tensor w1, Tens
                      _block_backward_cpu, _block_backward_fake, _block_backward_cuda)
 
 
-# -- differentiation -----------------------------------------------------------------------------------------------------
+# -- differentiation -------------------------------------------------------------------------------------------------
 
 
 def _each(function, info, in_dims, args):
@@ -267,7 +273,7 @@ class _Block(torch.autograd.Function):
 
 
 class _SmallBlock(torch.autograd.Function):
-    """`_Block` for small problems of plain tensors, without what surrounds an operator: that takes longer than the sums."""
+    """`_Block` for small problems of plain tensors, without what surrounds an operator: it outweighs the sums."""
 
     @staticmethod
     def forward(ctx, run, u, w1, b1, w2, b2, modes, code):
@@ -310,7 +316,8 @@ def _ordinary() -> bool:
 def _apply(function, *args) -> Any:
     """`function.apply` without its look at signatures, which takes longer than a small convolution."""
     if _ordinary():
-        return super(torch.autograd.Function, function).apply(*args)
+        fast: Any = super(torch.autograd.Function, function)
+        return fast.apply(*args)
     return function.apply(*args)
 
 
@@ -321,7 +328,7 @@ def _watched() -> bool:
     return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
 
 
-# -- calls ---------------------------------------------------------------------------------------------------------------
+# -- calls -----------------------------------------------------------------------------------------------------------
 
 
 def _checked(u, *parameters):
@@ -330,8 +337,9 @@ def _checked(u, *parameters):
     if u.dtype != w.dtype and u.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(u.device.type):
         u = u.to(w.dtype)
     if u.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"fastdiff's convolutions compute in float32 and float64, not in {u.dtype}: half precision would "
-                        f"lose the small differences between neighbours that a stencil is about. Convert with .float().")
+        raise TypeError(f"fastdiff's convolutions compute in float32 and float64, not in {u.dtype}: half precision "
+                        f"would lose the small differences between neighbours that a stencil is about. Convert with "
+                        f".float().")
     dtype, device = u.dtype, u.device
     for p in parameters:
         if p is not None and p.dtype != dtype:
@@ -341,7 +349,8 @@ def _checked(u, *parameters):
     return u
 
 
-def conv(u, weight, bias=None, *, boundary="periodic", activation=None, dilation=1, groups=1, backend="fastdiff"):
+def conv(u, weight, bias=None, *, boundary: Any = "periodic", activation: str | None = None, dilation: Any = 1,
+         groups: int = 1, backend: str = "fastdiff"):
     """Convolution with the boundary folded in, bias and activation, in one pass over memory.
 
         y[b, o, i] = activation( bias[o] + sum over c, k of  weight[o, c, k] u[b, c, i + dilation (k - (K - 1)/2)] )
@@ -390,8 +399,10 @@ def _by_torch(u, weight, bias, shape, activation):
     return _activate(activation, convolve(u, weight, bias, dilation=shape.dilation[first:], groups=shape.groups))
 
 
-def conv_block(u, w1, b1, w2, b2, *, boundary="periodic", activation="relu", backend="fastdiff"):
-    """Two convolutions with an activation between them, 1 -> C -> 1 channels, as one: the hidden layer is never in memory.
+def conv_block(u, w1, b1, w2, b2, *, boundary: Any = "periodic", activation: str | None = "relu",
+               backend: str = "fastdiff"):
+    """Two convolutions with an activation between them, 1 -> C -> 1 channels, as one: the hidden layer is never in
+    memory.
 
         y = b2 + conv(activation(conv(u, w1) + b1), w2)
 
@@ -407,7 +418,8 @@ def conv_block(u, w1, b1, w2, b2, *, boundary="periodic", activation="relu", bac
     if _ordinary() and _plain(u, w1, b1, w2, b2) and _contiguous(u, w1, b1, w2, b2):
         run = _small(sizes[0], sizes[1], names, code, u.dtype)
         if run is not None:
-            return super(torch.autograd.Function, _SmallBlock).apply(run, u, w1, b1, w2, b2, modes, code)
+            fast: Any = super(torch.autograd.Function, _SmallBlock)
+            return fast.apply(run, u, w1, b1, w2, b2, modes, code)
     return _apply(_Block, u, w1, b1, w2, b2, modes, code)
 
 

@@ -192,8 +192,8 @@ def _kernel(name, part, activation="relu"):
     cuda = None if activation in ("silu", "tanh") or name == "conv_block_backward" else cuda  # compiled once for all
     return Kernel(name=name, reference=reference, cpu=cpu, cuda=cuda, sample=_sample(part, activation), ndim=0,
                   outputs=_OUTPUTS[part], shapes=SHAPES, large=(32, 16, 3, 128, 128),
-                  machine_code=conv.machine_code("forward" if part == "forward" else "grad_weight"), ptx=_PTX[part] if cuda else None,
-                  tolerance=32)
+                  machine_code=conv.machine_code("forward" if part == "forward" else "grad_weight"),
+                  ptx=_PTX[part] if cuda else None, tolerance=32)
 
 
 KERNELS = [

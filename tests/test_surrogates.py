@@ -167,9 +167,11 @@ def test_hybrid_modes_and_the_solver_in_the_loop():
 
 def test_a_stencil_is_learned_from_data():
     """The five-point Laplacian times 0.2 comes back from fields alone."""
-    data = heat(8, 4, 16, 16, rate=0.2)
+    u = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))  # rough: every wave number is in it
+    with torch.no_grad():
+        data = torch.stack([u, fd.nn.LearnableStencil(boundary="dirichlet", start=0.2)(u)], 1)
     model = fd.nn.LearnableStencil(boundary="dirichlet", start=0.05)
-    fd.nn.fit(model, data / data.std(), validation=None, epochs=60, batch_size=8, lr=0.03)
+    fd.nn.fit(model, data, validation=None, epochs=100, batch_size=4, lr=0.02)
     truth = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]) * 0.2
     torch.testing.assert_close(model.stencil()[0, 0].detach(), truth, atol=2e-3, rtol=0)
     assert abs(float(model.stencil().sum().detach())) < 1e-6

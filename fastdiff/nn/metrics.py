@@ -38,7 +38,8 @@ def vrmse(prediction, truth, ndim: int, eps: float = 1e-7):
 def spectral_error(prediction, truth, ndim: int, bands=(4, 12)):
     """Root mean square error in bands of wave numbers (PDEBench's fRMSE): a number a band, stacked last.
 
-    Bands of |k| in whole waves across the domain: [0, bands[0]], (bands[0], bands[1]], ..., and all above.
+    Bands of |k| in whole waves across the domain: [0, bands[0]], (bands[0], bands[1]], ..., and all above. A band's
+    power is summed (PDEBench takes its mean), so that the squares of all bands add up to the mean square error.
     """
     _same(prediction, truth)
     axes, grid = _axes(ndim), truth.shape[-ndim:]
@@ -51,7 +52,7 @@ def spectral_error(prediction, truth, ndim: int, bands=(4, 12)):
 
 
 def boundary_error(prediction, truth, ndim: int):
-    """Root mean square error over the cells at the edge of the grid (PDEBench's bRMSE)."""
+    """Root mean square error over the cells at the edge of the grid (PDEBench's bRMSE; corners count once)."""
     _same(prediction, truth)
     mask = torch.zeros(truth.shape[-ndim:], dtype=torch.bool, device=truth.device)
     for axis, n in enumerate(mask.shape):

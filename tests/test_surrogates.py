@@ -314,13 +314,11 @@ def test_train_on_the_command_line(tmp_path):
 
 
 def test_surrogate_and_solver_at_equal_time(tmp_path):
-    from fastdiff.nn.compare import at_equal_time, plot_rollout
-
     data = heat(4, 5, 20, 20)
     solver = fd.nn.LearnableStencil(boundary="dirichlet", start=0.2)
     exact = lambda u: fd.nn.rollout(solver, u, 4)[:, -1]
-    found = at_equal_time(fd.nn.SurrogateCNN(ndim=2), data, {"solver": exact}, rounds=2)
+    found = fd.nn.at_equal_time(fd.nn.SurrogateCNN(ndim=2), data, {"solver": exact}, rounds=2)
     assert [c.name for c in found] == ["surrogate", "solver"] and found[1].nrmse < 1e-6 < found[0].nrmse
     assert all(c.seconds > 0 for c in found)
-    assert plot_rollout(solver, data, tmp_path / "a.png").stat().st_size > 1000
-    assert plot_rollout(fresh(), heat(1, 5, 20), tmp_path / "b.png").stat().st_size > 1000
+    assert fd.nn.plot_rollout(solver, data, tmp_path / "a.png").stat().st_size > 1000
+    assert fd.nn.plot_rollout(fresh(), heat(1, 5, 20), tmp_path / "b.png").stat().st_size > 1000

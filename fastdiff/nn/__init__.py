@@ -16,7 +16,9 @@ _WHERE: dict[str, str] = {  # public name: module of fastdiff.nn
     "LearnableStencil": "surrogates",
     "SurrogateCNN": "surrogates",
     "SurrogateUNet": "surrogates",
+    "at_equal_time": "compare",
     "fit": "training",
+    "plot_rollout": "compare",
     "predict": "training",
     "rollout": "surrogates",
 }

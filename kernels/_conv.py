@@ -40,7 +40,7 @@ def modes_of(boundary, ndim: int) -> tuple[int, ...]:
 
 
 class Plan(NamedTuple):
-    """What the compiled code must know; `for_axis` fields have one number an axis."""
+    """What the compiled code must know."""
 
     batch: int
     groups: int

@@ -262,7 +262,7 @@ def forward_tile(p, x, y, target, scale, b, a0, a1, a2, space, offsets):
 
 @inner
 def residual(space, at, target, to, y, scale, count):
-    """y = scale * (space - target); returns the sum of the squares of the difference, in eight partial sums."""
+    """y = scale * (space - target); returns the sum of the squares of the difference."""
     at, to, n = np.uint64(at), np.uint64(to), np.uint64(count)
     s, one = space.dtype.type(0), np.uint64(1)
     for i in range(n):

@@ -1,9 +1,9 @@
 """The tutorial's surrogate on real data: `fastdiff bench station`.
 
-Generates 1000 runs of the heat equation between insulated walls (100 cells), trains the tutorial's 1 -> 16 -> 1 network
-on steps of them, with the wall folded into its convolutions, and rolls it out over 20 steps of 200 runs it has not
-seen. Asks for an nRMSE below 1 %; says what no change at all would give, and what the solver takes for the same. Some
-minutes on two cores. Writes station.md and station.png; `--tiny` only shows that everything runs.
+Generates 1000 runs of the heat equation on a ring of 100 cells, trains the tutorial's 1 -> 16 -> 1 network on
+steps of them, with the ring folded into its convolutions, and rolls it out over 20 steps of 200 runs it has not seen.
+Asks for an nRMSE below 1 %; says what no change at all would give, and what the solver takes for the same. Some minutes
+on two cores. Writes station.md and station.png; `--tiny` only shows that everything runs.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import torch
 
 import fastdiff as fd
 from fastdiff.bench.targets import RESULTS
+from fastdiff.data.initial import FourierSeries, GaussianField, OneOf
 from fastdiff.nn import metrics
 from fastdiff.nn.compare import at_equal_time, plot_rollout
 from fastdiff.nn.training import fit, predict, trajectories
@@ -25,10 +26,11 @@ GOAL = 0.01
 
 
 def recipe(cells: int) -> Any:
-    """Heat between insulated walls; a step between frames spreads it over 2 cells (D dt / dx² = 2)."""
-    diffusivity = 0.01
-    return dataclasses.replace(fd.data.recipes.get("heat-insulated"), name="station", shape=(cells,), centering="cells",
-                               parameters={"diffusivity": diffusivity}, t_end=20 * 2 / (diffusivity * cells**2))
+    """Heat on a ring; between two frames D dt / dx² = 1, so that most of it stays within the network's five cells."""
+    start = OneOf((FourierSeries(modes=5, basis="fourier"), GaussianField(length=0.1, basis="fourier")))
+    return dataclasses.replace(fd.data.recipes.get("heat"), name="station", shape=(cells,), periodic=True,
+                               boundary=None, initial=start, parameters={"diffusivity": 0.01},
+                               t_end=20 / (0.01 * cells**2))
 
 
 def generate(folder, samples: int, seed: int, cells: int) -> torch.Tensor:
@@ -40,11 +42,10 @@ def generate(folder, samples: int, seed: int, cells: int) -> torch.Tensor:
 
 def solver(cells: int, t_end: float, dt: float | None):
     """fastdiff's own solver from the first frames (N, 1, cells) to the last ones."""
-    grid = fd.Grid(cells, 1.0, centering="cells")
+    grid = fd.Grid(cells, 1.0, periodic=True)
 
     def run(u):
-        sol = fd.solve(fd.Heat(0.01), u[:, 0], grid, t_end=t_end, boundary={"x": fd.Neumann(0.0)},
-                       method="euler", dt=dt)
+        sol = fd.solve(fd.Heat(0.01), u[:, 0], grid, t_end=t_end, method="euler", dt=dt)
         return sol.final[:, None]
 
     return run
@@ -54,7 +55,7 @@ def main(args: list[str]) -> int:
     """Generate, train, predict, compare, draw; 1 if the goal is missed."""
     parser = argparse.ArgumentParser(prog="fastdiff bench station", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--tiny", action="store_true", help="little data, one epoch: shows that it runs")
     parser.add_argument("--out", type=Path, help="folder of station.md and station.png")
     given = parser.parse_args(args)
@@ -64,7 +65,7 @@ def main(args: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         train, test = generate(folder, samples, 0, cells), generate(folder, unseen, 1, cells)
     torch.manual_seed(0)
-    model = fd.nn.SurrogateCNN(boundary="neumann", residual=True)
+    model = fd.nn.SurrogateCNN(boundary="periodic", residual=True)
     start = time.perf_counter()
     fit(model, train, epochs=epochs, batch_size=256, lr=1e-2, validation=0.05)
     fit(model, train, epochs=max(1, epochs // 3), batch_size=256, lr=1e-3, steps=4, validation=0.05)
@@ -88,8 +89,8 @@ def report(model, test, seconds, samples, cells) -> list[str]:
              f"1→16→1 network, kernel 3, {sum(p.numel() for p in model.parameters())} weights, trained in "
              f"{seconds:.0f} s on {samples} trajectories; {len(test)} unseen ones.", "",
              f"nRMSE of one step {by_step[0]:.3%}; mean over a rollout of {truth.shape[1]} steps {found['nrmse']:.3%} "
-             f"(goal: below 1 %), at its end {by_step[-1]:.3%}; VRMSE {found['vrmse']:.3%}; at the walls (RMSE) "
-             f"{found['boundary']:.2e}. No change at all: {nothing['nrmse']:.1%}.", "",
+             f"(goal: below 1 %), at its end {by_step[-1]:.3%}; VRMSE {found['vrmse']:.3%}. "
+             f"No change at all: {nothing['nrmse']:.1%}.", "",
              "| way to the last frame of all unseen runs | time | nRMSE |", "|---|---|---|"]
     lines += [f"| {c.name} | {c.seconds * 1e3:.2f} ms | {c.nrmse:.4%} |" for c in at_equal_time(model, test, ways)]
     return lines

@@ -1,4 +1,4 @@
-"""The command line: `fastdiff generate`, `verify`, `convert`, `report`, `solve`, `info` and `bench`.
+"""The command line: `fastdiff generate`, `verify`, `convert`, `report`, `solve`, `train`, `sample`, `info` and `bench`.
 
 Whatever goes wrong comes out as one red line and exit code 1; Ctrl-C says how to go on, and exits with 130.
 """
@@ -13,13 +13,15 @@ import typer
 from rich.markup import escape
 
 from fastdiff.commands import data, err, out, plainly, read_shape, solving
-from fastdiff.commands.solving import PROBLEMS
 from fastdiff.commands.generative import ddpm, sample
+from fastdiff.commands.solving import PROBLEMS
+from fastdiff.commands.train_cnn import cnn
 
 app = typer.Typer(help="Compiled diffusion solvers, and the training data they make.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
 train = typer.Typer(help="Train a network on a data set.", no_args_is_help=True)
 train.command()(ddpm)
+train.command()(cnn)
 app.add_typer(train, name="train")
 app.command()(sample)
 

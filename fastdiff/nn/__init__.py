@@ -16,16 +16,31 @@ _WHERE: dict[str, str] = {  # public name: module of fastdiff.nn
     "Refiner": "guidance",
     "Residual": "guidance",
     "UNet": "unet",
+    "Bounded": "surrogates",
+    "Conv1d": "surrogates",
+    "Conv2d": "surrogates",
+    "Conv3d": "surrogates",
+    "DilatedResNet": "surrogates",
+    "FusedAdam": "training",
+    "Hybrid": "surrogates",
+    "LearnableStencil": "surrogates",
+    "SurrogateCNN": "surrogates",
+    "SurrogateUNet": "surrogates",
+    "at_equal_time": "compare",
+    "fit": "training",
+    "plot_rollout": "compare",
+    "predict": "training",
+    "rollout": "surrogates",
 }
 
 
 def __getattr__(name):
-    if name == "functional":
-        return import_module("fastdiff.nn.functional")
+    if name in ("functional", "metrics"):
+        return import_module(f"fastdiff.nn.{name}")
     if name in _WHERE:
         return getattr(import_module(f"fastdiff.nn.{_WHERE[name]}"), name)
     raise AttributeError(f"module 'fastdiff.nn' has no attribute {name!r}; known: {', '.join(__dir__())}")
 
 
 def __dir__():
-    return ["functional", *_WHERE]
+    return ["functional", "metrics", *_WHERE]

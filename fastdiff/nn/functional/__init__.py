@@ -11,6 +11,8 @@ _WHERE: dict[str, str] = {  # public name: module of fastdiff.nn.functional
     "reverse_step": "generative",
     "time_embedding": "generative",
     "weighted_mse": "generative",
+    "conv": "convolution",
+    "conv_block": "convolution",
 }
 
 

@@ -1,0 +1,186 @@
+"""Convolutions against torch's own, forward and backward: `fastdiff bench conv`.
+
+In every row ours and all of torch's ways (eager, channels_last, torch.compile) take turns in one process with the same
+threads and weights; the ratio is to the best of torch's, by medians. Correctness first: outputs and gradients must
+agree. The input needs a gradient where a layer stands inside a network; the tutorial's network gets data, which needs
+none. Writes conv.json and conv.md; `--tiny` only shows that everything runs.
+"""
+
+import argparse
+import copy
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+import fastdiff.nn as ours
+from fastdiff.bench.kernels import use_threads
+from fastdiff.bench.targets import RESULTS, Options, Row, alternate, machine_line
+
+CONVS = {1: nn.Conv1d, 2: nn.Conv2d}
+
+
+def tutorial(ndim, boundary="dirichlet"):
+    """(our network, torch's) with the same weights."""
+    kind = CONVS[ndim]
+    mine = ours.SurrogateCNN(ndim=ndim, boundary=boundary)
+    theirs = nn.Sequential(kind(1, 16, 3, padding=1), nn.ReLU(), kind(16, 1, 3, padding=1))
+    return mine, share(mine, theirs)
+
+
+def layer(channels, k, groups=1):
+    """(our periodic layer, torch's with circular padding) with the same weights."""
+    mine = ours.Conv2d(channels, channels, k, boundary="periodic", groups=groups)
+    theirs = nn.Conv2d(channels, channels, k, padding=k // 2, padding_mode="circular", groups=groups)
+    return mine, share(mine, theirs)
+
+
+def share(mine, theirs):
+    """Give a network the weights of another."""
+    for a, b in zip(theirs.parameters(), mine.parameters(), strict=True):
+        a.data.copy_(b.data)
+    return theirs
+
+
+def pass_of(model, x, repeat=1):
+    """Forward and backward, `repeat` times."""
+    parameters = list(model.parameters())
+
+    def run():
+        for _ in range(repeat):
+            x.grad = None
+            for p in parameters:
+                p.grad = None
+            model(x).sum().backward()
+
+    return run
+
+
+def same(mine, theirs, x):
+    """Refuse to time what is wrong."""
+    found = []
+    for model in (mine, theirs):
+        v = x.detach().clone().requires_grad_()
+        y = model(v)
+        y.square().mean().backward()
+        found.append([y.detach(), v.grad, *(p.grad for p in model.parameters())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+
+
+def against_torch(case, goal, pair, x, options, repeat=1):
+    """One row: ours, and each of torch's ways."""
+    mine, theirs = pair
+    same(mine, theirs, x)
+    runs = {"ours": pass_of(mine, x, repeat), "eager": pass_of(theirs, x, repeat)}
+    if options.scale == 1:  # compiling takes long
+        runs["compile"] = pass_of(torch.compile(theirs), x, repeat)
+    if x.ndim == 4:
+        last = copy.deepcopy(theirs).to(memory_format=torch.channels_last)
+        v = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(x.requires_grad)
+        runs["channels_last"] = pass_of(last, v, repeat)
+    return row_of(case, goal, alternate(options.rounds, **runs), repeat)
+
+
+def row_of(case, goal, seconds, repeat=1):
+    """Compare ours with the best of the others."""
+    middle = {name: median(values) / repeat for name, values in seconds.items()}
+    rest = {name: value for name, value in middle.items() if name != "ours"}
+    best = min(rest.values())
+    ratio = best / middle["ours"]
+    told = ", ".join(f"{name} {_time(value)}" for name, value in rest.items())
+    return Row(case, _time(middle["ours"]), f">= {goal}x", ratio >= goal, ratio, told, seconds)
+
+
+def _time(seconds):
+    return f"{seconds * 1e6:.0f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
+
+
+def step_row(options):
+    """A whole training step on one line of 100 points."""
+    mine, theirs = tutorial(1)
+    repeat, x, y = options.count(200), torch.randn(1, 1, 100), torch.randn(1, 1, 100)
+    trainer, runs = ours.FusedAdam(mine, lr=1e-4), {}
+    ways: dict[str, Any] = {"eager": theirs}
+    if options.scale == 1:
+        ways["compile"] = torch.compile(copy.deepcopy(theirs))
+    for name, model in ways.items():
+        for kind, more in (("", {}), (", fused Adam", {"fused": True})):
+            runs[name + kind] = _stepper(model, torch.optim.Adam(model.parameters(), lr=1e-4, **more), x, y, repeat)
+    expected = float(nn.functional.mse_loss(theirs(x), y).detach())
+    assert abs(trainer.step(x, y) - expected) <= 1e-4 * expected
+    runs = {"ours": lambda: [trainer.step(x, y) for _ in range(repeat)], **runs}
+    return row_of("Conv1d 1→16→1 ReLU, 1×100: training step", 4, alternate(options.rounds, **runs), repeat)
+
+
+def _stepper(model, optimizer, x, y, repeat):
+    def run():
+        for _ in range(repeat):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), y).backward()
+            optimizer.step()
+
+    return run
+
+
+def rows(options, only=()):
+    """All rows, one after the other."""
+    side, line, repeat = options.side(128), options.side(1024), options.count(200)
+    some = lambda *shape: torch.randn(*shape)
+    made = {
+        "small": lambda: against_torch("Conv1d 1→16→1 ReLU, 1×100: autograd", 1.25, tutorial(1), some(1, 1, 100),
+                                       options, repeat),
+        "step": lambda: step_row(options),
+        "line": lambda: against_torch("Conv1d 1→16→1 ReLU, 256×1024", 6, tutorial(1), some(256, 1, line), options),
+        "plane": lambda: against_torch("Conv2d 1→16→1 ReLU, 32×128²", 4, tutorial(2), some(32, 1, side, side), options),
+        "wide": lambda: against_torch("periodic Conv2d 16→16 3×3, 16×128²", 1.5, layer(16, 3),
+                                      some(16, 16, side, side).requires_grad_(), options),
+        "depthwise": lambda: against_torch("periodic depthwise 7×7, 42 channels, 8×128²", 2, layer(42, 7, 42),
+                                           some(8, 42, side, side).requires_grad_(), options),
+    }
+    for name, make in made.items():
+        if not only or name in only:
+            yield make()
+
+
+def markdown(found, about) -> str:
+    """The table, and the machine it was measured on."""
+    lines = ["# Convolutions against torch's, measured", "", about, "",
+             "Forward and backward, medians; all take turns. Ratio: the best of torch's ways over ours.", "",
+             "| case | ours | torch | ratio | target | met |", "|---|---|---|---|---|---|"]
+    lines += [f"| {r.case} | {r.ours} | {r.baseline} | {r.ratio:.2f} | {r.target} | {'yes' if r.met else '**no**'} |"
+              for r in found]
+    return "\n".join(lines) + "\n"
+
+
+def main(args: list[str]) -> int:
+    """Measure, print, write; 1 if a goal is missed."""
+    parser = argparse.ArgumentParser(prog="fastdiff bench conv", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("only", nargs="*", help="rows: small, step, line, plane, wide, depthwise (default: all)")
+    parser.add_argument("--threads", type=int, help="default: all cores we may use")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
+    parser.add_argument("--out", type=Path, help="folder of conv.json and conv.md")
+    given = parser.parse_args(args)
+    size = {"rounds": 1, "scale": 1 / 8, "steps": 1 / 100} if given.tiny else {"rounds": given.rounds}
+    options = Options(use_threads(given.threads), **size)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    out = given.out or (Path(tempfile.mkdtemp()) if given.tiny else RESULTS)
+    about, found = f"torch {torch.__version__}; {machine_line(options)}", []
+    print(about)
+    for row in rows(options, given.only):
+        found.append(row)
+        print(f"{'met   ' if row.met else 'MISSED'} {row.case:52} {row.ours:>10} {row.ratio:6.2f}  {row.target}  "
+              f"[{row.baseline}]", flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "conv.md").write_text(markdown(found, about))
+    (out / "conv.json").write_text(json.dumps({"about": about, "rows": [asdict(r) for r in found]}, indent=1))
+    print(f"written to {out}")
+    return 0 if all(row.met for row in found) else 1

@@ -14,6 +14,8 @@ Sums are formed in one order, whatever the number of threads: every result is th
 places are offsets into them.
 """
 
+import math
+
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
@@ -277,11 +279,11 @@ def row_sum(typingctx, array, place):
 def times(panels, depth, rows, a, at, lda, b, bt, c, ct, start, st, every):
     """c = start + a^T b for panels (depth, lanes) of b and (rows, lanes) of c; a is (depth, lda).
 
-    `start`, a number for each row, is added to the panels 0, every, 2 every, ...
+    `start`, a number for each row, is added to the panels 0, every, 2 every, ...; every = 0: to none.
     """
     width = lanes(b)
     for n in range(panels):
-        use = np.int64(1) if n % every == 0 else np.int64(0)
+        use = np.int64(1) if every > 0 and n % every == 0 else np.int64(0)
         r = np.int64(0)
         if ROWS == 8:
             while r + 8 <= rows:
@@ -321,3 +323,91 @@ def outer_add(panels, rows, columns, a, at, b, bt, g, gt):
                 outer_1x1(panels, a, pa, lda, b, pb, ldb, g, pg, columns)
             s += WIDE if wide else 1
         r += TALL if tall else 1
+
+
+# -- one row of a panel at a time ------------------------------------------------------------------------------------
+
+
+class _Row:
+    """One row's vectors while an expression is written."""
+
+    def __init__(self, builder, parts):
+        self.builder, self.parts = builder, parts
+
+    def _with(self, other, name):
+        if not isinstance(other, _Row):
+            vector = self.parts[0].type
+            number = ir.Constant(vector, [float(other)] * vector.count)
+            other = _Row(self.builder, [number] * VECTORS)
+        do = getattr(self.builder, name)
+        return _Row(self.builder, [do(a, b, flags=("contract",)) for a, b in zip(self.parts, other.parts)])
+
+    def __add__(self, other):
+        return self._with(other, "fadd")
+
+    def __sub__(self, other):
+        return self._with(other, "fsub")
+
+    def __mul__(self, other):
+        return self._with(other, "fmul")
+
+
+def _rowwise(inputs, outputs, doc):
+    """Decorator: `f(*rows) -> rows` becomes an intrinsic `(array, places)`, with the offsets of inputs, then outputs."""
+
+    def wrap(function):
+        @intrinsic
+        def operation(typingctx, array, places):
+            def codegen(context, builder, sig, args):
+                vector, count, _ = _vector(sig.args[0].dtype)
+                align = sig.args[0].dtype.bitwidth // 8
+                base = _data(context, builder, sig.args[0], args[0])
+                rows = [builder.gep(base, [place]) for place in cgutils.unpack_tuple(builder, args[1])]
+                spots = [[builder.gep(row, [_I64(v * count)]) for v in range(VECTORS)] for row in rows]
+                read = [_Row(builder, [_load(builder, p, vector, align) for p in spot]) for spot in spots[:inputs]]
+                made = function(*read)
+                for row, spot in zip(made if isinstance(made, tuple) else (made,), spots[inputs:], strict=True):
+                    for part, place in zip(row.parts, spot):
+                        _store(builder, part, place, align)
+                return context.get_dummy_value()
+
+            return types.none(array, types.UniTuple(types.int64, inputs + outputs)), codegen
+
+        operation.__doc__ = doc
+        return operation
+
+    return wrap
+
+
+row_copy = _rowwise(1, 1, "d = a")(lambda a: a)
+row_negate = _rowwise(1, 1, "d = -a")(lambda a: a * -1.0)
+row_mul = _rowwise(2, 1, "d = a b")(lambda a, b: a * b)
+row_mul3 = _rowwise(3, 1, "d = a b c")(lambda a, b, c: (a * b) * c)
+row_mul_add = _rowwise(3, 1, "d = a b + c")(lambda a, b, c: a * b + c)
+row_mul3_add = _rowwise(4, 1, "d = a b c + e")(lambda a, b, c, e: (a * b) * c + e)
+row_two = _rowwise(4, 1, "d = a b + c e")(lambda a, b, c, e: a * b + c * e)
+
+
+@_rowwise(7, 4, "What a second-derivative channel adds to v; sigma'' h-; its h; its z-.")
+def row_second(d1, d2, d3, q, z, b, v):
+    return (d2 * z + d3 * q) * b + v, d2 * b, d1 * z + d2 * q, d1 * b
+
+
+@_rowwise(1, 3, "First to third derivative of tanh, from its value.")
+def row_tanh(s):
+    p = (s * -1.0 + 1.0) * (s + 1.0)
+    return p, s * p * -2.0, p * (s * s * 6.0 - 2.0)
+
+
+@_rowwise(2, 4, "z sigmoid(z) and its first to third derivative, from z and g = sigmoid(z).")
+def row_silu(z, g):
+    g1 = g * (g * -1.0 + 1.0)
+    g2 = g1 * (g * -2.0 + 1.0)
+    g3 = g2 * (g * -2.0 + 1.0) - g1 * g1 * 2.0
+    return z * g, z * g1 + g, z * g2 + g1 * 2.0, z * g3 + g2 * 3.0
+
+
+@_rowwise(3, 4, "z Phi(z) and its first to third derivative, from z, e = erf(z/sqrt(2)) and f = exp(-z^2/2).")
+def row_gelu(z, e, f):
+    cdf, pdf, square = e * 0.5 + 0.5, f * (1.0 / math.sqrt(2.0 * math.pi)), z * z
+    return z * cdf, z * pdf + cdf, pdf * (square * -1.0 + 2.0), pdf * z * (square - 4.0)

@@ -13,6 +13,10 @@ def main(args: list[str] | None = None) -> int:
         from fastdiff.bench import targets
 
         return targets.main(args[1:])
+    if args[:1] == ["jet"]:
+        from fastdiff.bench import jet
+
+        return jet.main(args[1:])
     from fastdiff.bench import kernels
 
     return kernels.main(args)

@@ -5,7 +5,9 @@ Importing this package imports torch. Every name is imported from its module whe
 
 from importlib import import_module
 
-_WHERE: dict[str, str] = {}  # public name: module of fastdiff.nn
+_WHERE: dict[str, str] = {
+    **dict.fromkeys(("FourierFeatures", "Jet", "JetMLP", "ModifiedMLP", "ResidualMLP"), "jet"),
+}  # public name: module of fastdiff.nn
 
 
 def __getattr__(name):

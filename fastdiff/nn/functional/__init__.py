@@ -2,7 +2,9 @@
 
 from importlib import import_module
 
-_WHERE: dict[str, str] = {}  # public name: module of fastdiff.nn.functional
+_WHERE: dict[str, str] = {
+    **dict.fromkeys(("jet_jacobian", "jet_mlp", "jet_residual"), "jet"),
+}  # public name: module of fastdiff.nn.functional
 
 
 def __getattr__(name):

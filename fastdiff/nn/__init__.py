@@ -7,6 +7,7 @@ from importlib import import_module
 
 _WHERE: dict[str, str] = {
     **dict.fromkeys(("FourierFeatures", "Jet", "JetMLP", "ModifiedMLP", "ResidualMLP"), "jet"),
+    **dict.fromkeys(("PINN", "NotFinite"), "pinn"), "Residual": "_physics",
 }  # public name: module of fastdiff.nn
 
 

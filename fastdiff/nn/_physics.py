@@ -59,6 +59,7 @@ def physics_of(equation, grid: Grid) -> Physics:
         raise ValueError(f"a PINN solves one problem at a time, but the parameters are given for {equation.batch()} "
                          "samples")
     name = type(equation).__name__
+    equation = getattr(equation, "system", equation)  # of a named equation: its reactions as strings
     if name == "Heat":
         return _heat(equation, grid)
     if name == "GrayScott":
@@ -140,9 +141,9 @@ def _burgers(equation, grid):
         raise ValueError(f"a PINN solves Burgers' equation in one dimension, not on {grid.ndim} axes")
 
     def residual(jet, places, values):
-        return jet.t + jet.value * jet.x - values["viscosity"] * jet.xx
+        return jet.t + jet.value * jet.x - values["nu"] * jet.xx
 
-    return Physics(tuple(equation.names), {"viscosity": float(D[0, 0])}, residual, ("xx",), None, (float(D[0, 0]),))
+    return Physics(tuple(equation.names), {"nu": float(D[0, 0])}, residual, ("xx",), None, (float(D[0, 0]),))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,14 @@ def main(args: list[str] | None = None) -> int:
         from fastdiff.bench import jet
 
         return jet.main(args[1:])
+    if args[:1] == ["equations"]:
+        from fastdiff.bench import equations
+
+        return equations.main(args[1:])
+    if args[:1] == ["pinn"]:
+        from fastdiff.bench import pinn
+
+        return pinn.main(args[1:])
     from fastdiff.bench import kernels
 
     return kernels.main(args)

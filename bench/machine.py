@@ -13,8 +13,9 @@ from time import perf_counter
 import numpy as np
 from numba import njit
 
+from fastdiff.kernels._fields import Cells, Field
 from fastdiff.kernels._jit import FASTMATH, FLAGS, borrow
-from fastdiff.kernels._march import components_of, sample_of, update_rows
+from fastdiff.kernels._march import components_of, map_fields, sample_of, update_rows
 
 ROW_BYTES = 2048  # of one row: five rows and the result, of two components, fit in 32 KB
 TRIAD_BYTES = 1 << 28  # of one array
@@ -59,9 +60,18 @@ def _rows(p, out, buf, s, m0, p0, m1, p1, stride, out_stride, lo, hi, repeats):
                 step, step, none)
 
 
+def _one_row(field):
+    """Numbers of every cell: the first of them, as one row that stays in cache like those of the state."""
+    none = np.uint64(0)
+    if not isinstance(field, Cells):
+        return field
+    return Field(np.resize(field.values[0], 2 * ROW_BYTES), none, none, none, none)
+
+
 def row_runner(rule, dtype, ndim):
     """A function that updates `repeats` rows which stay in cache, and the number of cells of a row."""
     dtype = np.dtype(dtype)
+    rule = map_fields(rule, _one_row)
     components = components_of(type(rule))
     cells = ROW_BYTES // dtype.itemsize
     pitch = cells + 64 // dtype.itemsize * 3  # no two rows at the same place of a page

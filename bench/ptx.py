@@ -8,7 +8,6 @@ for its compute capability even when it compiles for another one.
 """
 
 import hashlib
-import inspect
 import json
 import os
 import re
@@ -173,13 +172,15 @@ class Wall(NamedTuple):
 def measure_case(case) -> list[Resources]:
     """Resources of one case: name of a kernel, dtype, shape of the grid, whether a boundary depends on the field."""
     from fastdiff.kernels import discover
+    from fastdiff.kernels._edges import ABSENT
+    from fastdiff.kernels._fields import lowered
 
     name, dtype, shape, nonlinear = case
     kernel = discover()[name]
     if kernel.rule is None:
         return [found for launch in kernel.ptx(np.dtype(dtype)) for found in measure_launch(name, dtype, launch)]
-    inputs = kernel.sample((4,) * kernel.ndim, np.dtype(dtype), np.random.default_rng(0)) | {"dtype": np.dtype(dtype)}
-    rule = kernel.rule(**{k: inputs[k] for k in inspect.signature(kernel.rule).parameters})
+    inputs = kernel.sample((4,) * kernel.ndim, np.dtype(dtype), np.random.default_rng(0))
+    rule = lowered(kernel.rule_for(inputs), (ABSENT,) * 3, (4,) * 3, 0)
     return measure(name, rule, inputs["edges"], shape, dtype, Wall(1.0) if nonlinear else None)
 
 

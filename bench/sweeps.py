@@ -48,6 +48,20 @@ def heat_2d(u, out, r, four, steps):
 
 
 @njit(**OPTIONS)
+def variable_2d(u, out, a0, a1, steps):
+    """div(D grad u) on (n0, n1); a0 and a1 are D dt/dx^2 at the low faces of each cell; both arrays hold the edges."""
+    n0, n1 = u.shape
+    for _ in range(steps):
+        for i in prange(1, n0 - 1):
+            for j in range(1, n1 - 1):
+                c = u[i, j]
+                across = a0[i, j] * (u[i - 1, j] - c) + a0[i + 1, j] * (u[i + 1, j] - c)
+                out[i, j] = c + (across + (a1[i, j] * (u[i, j - 1] - c) + a1[i, j + 1] * (u[i, j + 1] - c)))
+        u, out = out, u
+    return u
+
+
+@njit(**OPTIONS)
 def heat_3d(u, out, r, six, steps):
     """The same r along all axes, on (n0, n1, n2); both arrays hold the edges."""
     n0, n1, n2 = u.shape
@@ -140,6 +154,12 @@ def heat(u, rate, by_sample=False):
     loop = {3: heat_1d, 4: heat_2d, 5: heat_3d}[u.ndim]
     more = (numba.get_num_threads(),) if u.ndim == 3 else ()
     return lambda steps: _stack(loop(a, b, r, centre, steps, *more) for a, b in zip(here, there))
+
+
+def variable(u, faces):
+    """The plain loop for div(D grad u) on a state (1, 1, n0, n1) with held edges: a function as `heat` gives it."""
+    here, there = u[0, 0].copy(), u[0, 0].copy()
+    return lambda steps: variable_2d(here, there, *faces, steps)[None, None]
 
 
 def gray_scott(u, rates, feed, kill, dt):

@@ -5,7 +5,18 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from fastdiff.boundary import Dirichlet, Flux, Neumann, Robin
-from fastdiff.equations import GrayScott, Heat
+from fastdiff.equations import (
+    SIR,
+    AdvectionDiffusion,
+    AllenCahn,
+    Brusselator,
+    FisherKPP,
+    FitzHughNagumo,
+    GrayScott,
+    Heat,
+    ReactionDiffusion,
+    Schnakenberg,
+)
 from fastdiff.grid import Grid
 from fastdiff.kernels._threads import set_threads
 from fastdiff.solution import Solution
@@ -30,5 +41,6 @@ def __getattr__(name):
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
 
 
-__all__ = ["Dirichlet", "Diverged", "Flux", "GrayScott", "Grid", "Heat", "Neumann", "Robin", "Solution", "Stepper",
-           "Unstable", "bench", "data", "nn", "repeat", "rollout", "set_threads", "solve"]
+__all__ = ["AdvectionDiffusion", "AllenCahn", "Brusselator", "Dirichlet", "Diverged", "FisherKPP", "FitzHughNagumo",
+           "Flux", "GrayScott", "Grid", "Heat", "Neumann", "ReactionDiffusion", "Robin", "SIR", "Schnakenberg",
+           "Solution", "Stepper", "Unstable", "bench", "data", "nn", "repeat", "rollout", "set_threads", "solve"]

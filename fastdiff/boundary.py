@@ -190,6 +190,7 @@ class Wall(NamedTuple):
     how: str  # CONSTANT, INITIAL, TABLE or CALL
     side: Side
     formula: Any = None
+    scale: Any = None  # what a formula is multiplied by, (batch or 1, 1, face cells): 1/D of a flux where D varies
 
 
 class Faces:
@@ -207,6 +208,7 @@ class Faces:
         self.nonlinear = any(wall.formula is not None and "u" in wall.formula.uses for wall in walls.values())
         self.needs_initial = any(wall.how == INITIAL for wall in walls.values())
         self.constant = all(wall.how in (CONSTANT, INITIAL) for wall in walls.values())
+        self.tables = not grid.plain or any(wall.scale is not None for wall in walls.values())
         self._packed: Edges | None = None
         self._template: tuple[Any, Edges] | None = None
 
@@ -219,8 +221,8 @@ class Faces:
         if self.constant and not self.needs_initial:
             if self._packed is None:
                 self._packed = self._pack({}, 1, False)
-            return self._packed
-        held = self._held(initial)
+            return self._packed._replace(clock=np.concatenate([[start, dt], self._packed.clock[2:]]))
+        held, tables = self._held(initial), tables or self.tables
         key = (steps, tables)
         template = None if held else self._template
         if template is None or template[0] != key:
@@ -249,12 +251,13 @@ class Faces:
                 side = _with(side, value=held[key])
             elif _tabulated(wall, tables):
                 cells = 1 if wall.how == TABLE else grid.size // grid.shape[key[1]]
-                side = _with(side, value=np.zeros((1, levels, cells)))
+                samples = 1 if wall.scale is None else len(wall.scale)
+                side = _with(side, value=np.zeros((samples, levels, cells)))
             elif wall.how == CALL:
                 side = _with(side, call=wall.formula.address())
             sides[key] = side
         return make_edges(grid.shape, grid.periodic, self.dtype, sides, components=self.components, batch=self.batch,
-                          origin=grid.origin, spacing=grid.spacing, walls=tuple(zip(grid.low, grid.high)),
+                          origin=grid.origin, spacing=grid.mean_spacing, walls=tuple(zip(grid.low, grid.high)),
                           face_weights=(1.5, -0.5) if grid.centering == "cells" else (1.0, 0.0))
 
     def _filled(self, edges, start, dt, levels, tables):
@@ -264,6 +267,8 @@ class Faces:
         for (c, axis, end), wall in self.walls.items():
             if _tabulated(wall, tables):
                 values = _tabulate(wall, self.grid, axis, end, times)
+                if wall.scale is not None:
+                    values = values.reshape(1, len(times), -1) * wall.scale
                 at = edges.ints[HEAD + (c * 6 + 2 * _SPACE[self.grid.ndim][axis] + end) * ITEMS + VALUE]
                 reals[at : at + values.size] = values.ravel()
         return Edges(edges.ints, reals, clock)
@@ -329,25 +334,29 @@ def _tabulate(wall, grid, axis, end, times=None):
 
 
 def lower(boundary, grid: Grid, names: tuple[str, ...] = ("u",), batch: int = 1, dtype: Any = np.float64, u0=None,
-          diffusivity=None) -> Faces:
+          diffusivity=None, at_wall=None) -> Faces:
     """Turn boundary conditions into ghost and held cells.
 
     boundary     as in `conditions`
     u0           the field (batch, components, *grid) whose values Dirichlet() holds
     diffusivity  broadcastable to (batch, components, axes); only Flux asks for it
+    at_wall      where it varies in space: a function of component, axis and end that gives D on that wall,
+                 (batch or 1, *face)
     """
     given = conditions(boundary, grid, tuple(names))
     for side in _sides(grid, len(names)):
         given.setdefault(side, _NO_FLUX)
     if not any(isinstance(c, Flux) for c in given.values()):
+        diffusivity = at_wall = None
+    elif at_wall is not None:
         diffusivity = None
     elif diffusivity is not None:
         diffusivity = np.shape(diffusivity), tuple(np.ravel(diffusivity).tolist())
     if not any(isinstance(c, Dirichlet) and c.value is None for c in given.values()):
         u0 = None
     args = grid, tuple(given.items()), tuple(names), int(batch), np.dtype(dtype)
-    plain = u0 is None and all(_is_plain(condition) for condition in given.values())
-    return _lowered(*args, diffusivity) if plain else _lower(*args, diffusivity, u0)
+    plain = u0 is None and at_wall is None and all(_is_plain(condition) for condition in given.values())
+    return _lowered(*args, diffusivity) if plain else _lower(*args, diffusivity, u0, at_wall)
 
 
 def _is_plain(condition):
@@ -369,7 +378,7 @@ def _lowered(grid, given, names, batch, dtype, diffusivity):
     return _lower(grid, given, names, batch, dtype, diffusivity, None)
 
 
-def _lower(grid, given, names, batch, dtype, diffusivity, u0):
+def _lower(grid, given, names, batch, dtype, diffusivity, u0, at_wall=None):
     if diffusivity is not None:
         diffusivity = np.reshape(diffusivity[1], diffusivity[0])
         try:
@@ -382,7 +391,10 @@ def _lower(grid, given, names, batch, dtype, diffusivity, u0):
         label = f"{grid.names[axis]} {('low', 'high')[end]}"
         label = label if len(names) == 1 else f"{names[c]}, {label}"
         D = None if diffusivity is None else diffusivity[:, c, axis]
-        wall = _wall(condition, grid, axis, end, batch, label, D)
+        if isinstance(condition, Flux) and at_wall is not None:
+            wall = _flux_wall(condition, grid, axis, end, batch, label, np.asarray(at_wall(c, axis, end)))
+        else:
+            wall = _wall(condition, grid, axis, end, batch, label, D)
         if wall.how == INITIAL and u0 is not None:
             value = np.take(u0[:, c], -end, axis + 1).reshape(batch, 1, -1).astype(dtype)
             wall = wall._replace(how=CONSTANT, side=_with(wall.side, value=value))
@@ -391,7 +403,7 @@ def _lower(grid, given, names, batch, dtype, diffusivity, u0):
 
 
 def _wall(condition, grid, axis, end, batch, label, D) -> Wall:
-    kind, alpha, beta, gamma = _stencil(condition, grid.spacing[axis], grid.centering, batch, label, D)
+    kind, alpha, beta, gamma = _stencil(condition, grid.wall_spacing(axis, end), grid.centering, batch, label, D)
     value = condition._value()
     if value is None:
         return Wall(label, INITIAL, Side(kind, alpha, beta, gamma))
@@ -410,6 +422,21 @@ def _wall(condition, grid, axis, end, batch, label, D) -> Wall:
         return wall._replace(how=TABLE)
     side = _with(wall.side, value=_tabulate(wall, grid, axis, end).reshape(1, 1, -1))
     return wall._replace(how=CONSTANT, side=side)
+
+
+def _flux_wall(condition, grid, axis, end, batch, label, D) -> Wall:
+    """A flux where D varies, (batch or 1, *face): at each cell of the face the Neumann condition du/dn = -q/D."""
+    if not np.all(D > 0):
+        raise ValueError(f"the flux at {label} needs a positive diffusivity on that wall")
+    face = [n for k, n in enumerate(grid.shape) if k != axis]
+    scale = -1.0 / np.broadcast_to(D, (len(D), *face)).reshape(len(D), 1, -1)
+    wall = _wall(Neumann(condition.q), grid, axis, end, batch, label, None)
+    if wall.formula is None or wall.how == CONSTANT:
+        return wall._replace(side=_with(wall.side, value=np.asarray(wall.side.value) * scale))
+    if "u" in wall.formula.uses:
+        raise ValueError(f"the flux at {label} depends on u, which needs a diffusivity that does not vary in space: "
+                         "write it as Neumann")
+    return wall._replace(how=CALL, scale=scale)
 
 
 def _stencil(condition, dx, centering, batch, label, D):

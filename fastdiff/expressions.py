@@ -103,7 +103,8 @@ class Expression:
     def _module(self) -> ModuleType:
         names = tuple(name for name in self.known if name in self.uses)
         source = ast.unparse(self._tree)
-        return _module_for(f"{_stamp()} {names} {source}", lambda: _write(self.sympy(), names, self.text))
+        return module_for("expression", f"{_stamp()} {names} {source}", ("host", "scalar"),
+                          lambda: _write(self.sympy(), names, self.text))
 
     def _build(self, node) -> Any:
         """A Python number where all is known, else a SymPy expression: SymPy never sees a tower of numbers."""
@@ -124,6 +125,27 @@ class Expression:
         if all(isinstance(part, int | float) for part in parts):
             return self._number(name, parts)
         return self._combined(name, parts)
+
+    def fold(self) -> None:
+        """Refuse parts that are no finite number, such as 1/0, without SymPy."""
+        self._folded(self._tree)
+
+    def _folded(self, node):
+        """The number that a part of the tree stands for, or None."""
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.Name):
+            return CONSTANTS.get(node.id) if node.id not in self.uses else None
+        if isinstance(node, ast.UnaryOp):
+            value = self._folded(node.operand)
+            return -value if isinstance(node.op, ast.USub) and value is not None else value
+        if isinstance(node, ast.BinOp):
+            parts, name = [self._folded(node.left), self._folded(node.right)], _BINARY[type(node.op)]
+        else:
+            parts, name = [self._folded(part) for part in node.args], node.func.id
+        if name == "/" and parts[1] == 0:
+            raise ValueError(f"{self.text!r} divides by 0, which is not a finite real number")
+        return None if None in parts else self._number(name, parts)
 
     def _number(self, name, parts):
         plain = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b,
@@ -236,12 +258,29 @@ def _shown(node):
 def _write(expression, names, text) -> str:
     """Source of a module with `host`, for NumPy, and `scalar`, for a C function."""
     import sympy
-    from sympy.printing.numpy import NumPyPrinter
     from sympy.printing.pycode import PythonCodePrinter
 
     if expression.has(sympy.zoo, sympy.nan, sympy.oo, sympy.I) or not expression.free_symbols <= {
             sympy.Symbol(name, real=True) for name in names}:
         raise ValueError(f"{text!r} is not a finite real number")
+
+    class Scalar(PythonCodePrinter):
+        def _print_Heaviside(self, e):
+            v = self._print(e.args[0])
+            return f"(0.0 if ({v}) < 0 else 1.0 if ({v}) > 0 else 0.5 + 0*({v}))"
+
+    common, (result,) = sympy.cse([expression], symbols=sympy.numbered_symbols("part_"))
+    lines = ['"""A formula, written by fastdiff."""', "", "import math", "", "import numpy"]
+    for name, arguments, printer in (("host", names, numpy_printer()), ("scalar", ARGUMENTS, Scalar())):
+        lines += ["", "", f"def {name}({', '.join(arguments)}):"]
+        lines += [f"    {symbol} = {printer.doprint(part)}" for symbol, part in common]
+        lines += [f"    return 0.0 + {printer.doprint(result)}"]
+    return "\n".join(lines) + "\n"
+
+
+def numpy_printer() -> Any:
+    """SymPy's printer of NumPy code, with two arguments for each maximum."""
+    from sympy.printing.numpy import NumPyPrinter
 
     class Host(NumPyPrinter):
         def _print_Max(self, e):
@@ -253,18 +292,7 @@ def _write(expression, names, text) -> str:
         def _print_Heaviside(self, e):
             return f"numpy.heaviside({self._print(e.args[0])}, 0.5)"
 
-    class Scalar(PythonCodePrinter):
-        def _print_Heaviside(self, e):
-            v = self._print(e.args[0])
-            return f"(0.0 if ({v}) < 0 else 1.0 if ({v}) > 0 else 0.5 + 0*({v}))"
-
-    common, (result,) = sympy.cse([expression], symbols=sympy.numbered_symbols("part_"))
-    lines = ['"""A formula, written by fastdiff."""', "", "import math", "", "import numpy"]
-    for name, arguments, printer in (("host", names, Host()), ("scalar", ARGUMENTS, Scalar())):
-        lines += ["", "", f"def {name}({', '.join(arguments)}):"]
-        lines += [f"    {symbol} = {printer.doprint(part)}" for symbol, part in common]
-        lines += [f"    return 0.0 + {printer.doprint(result)}"]
-    return "\n".join(lines) + "\n"
+    return Host()
 
 
 def _nested(printer, name, args):
@@ -280,30 +308,42 @@ def _stamp() -> str:
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 
 
-def _module_for(key: str, write: Callable[[], str]) -> ModuleType:
-    """The generated module for a key, from the cache folder, or in memory where that cannot be written."""
-    name = "fastdiff_expression_" + hashlib.sha256(key.encode()).hexdigest()[:20]
-    file = cache_root() / "expressions" / f"{name}.py"
+def module_for(kind: str, key: str, holds: tuple[str, ...], write: Callable[[], str]) -> ModuleType:
+    """The generated module for a key, from the cache folder, or in memory where that cannot be written.
+
+    `holds` are names that a whole module has: a file that lacks them is written anew.
+    """
+    name = f"fastdiff_{kind}_" + hashlib.sha256(key.encode()).hexdigest()[:20]
+    file = cache_root() / f"{kind}s" / f"{name}.py"
     try:
-        return _load(name, file)
+        return _load(name, file, holds)
     except (OSError, SyntaxError, AttributeError, ValueError):
         source = write()
     try:
         _replace(file, source)
-        return _load(name, file)
+        return _load(name, file, holds)
     except OSError:
-        module = ModuleType(name)
+        module = sys.modules[name] = ModuleType(name)
         exec(compile(source, f"<{name}>", "exec"), vars(module))
         return module
 
 
-def _load(name, file) -> ModuleType:
+def _load(name, file, holds) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.host, module.scalar  # noqa: B018  a file that lacks them is written anew
-    sys.modules[name] = module
+    before = sys.modules.get(name)
+    sys.modules[name] = module  # NamedTuple looks for it
+    try:
+        spec.loader.exec_module(module)
+        for known in holds:
+            getattr(module, known)
+    except BaseException:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+        raise
     return module
 
 

@@ -5,12 +5,19 @@ x is array axis 0, y axis 1, z axis 2. Three ways to place N cells on an axis fr
     centering    bounded axis                               periodic axis
     "nodes"      both ends are points, dx = L/(N-1)         first point at low, dx = L/N
     "cells"      N cells of width dx = L/N, their centres   the same
+
+`Grid.graded` spaces the points of an axis at will. With symmetry the axes may be those of curved coordinates:
+
+    geometry        axes                    for fields that do not depend on
+    "polar"         r, or r and theta       (theta,) a plane
+    "cylindrical"   r, or r and z           theta
+    "spherical"     r, or r and theta       (theta and) phi; theta from 0 at one pole to pi at the other
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
+from math import isfinite, pi
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,6 +25,7 @@ import numpy as np
 
 CENTERINGS = ("nodes", "cells")
 NAMES = ("x", "y", "z")
+GEOMETRIES = {"cartesian": NAMES, "polar": ("r", "theta"), "cylindrical": ("r", "z"), "spherical": ("r", "theta")}
 
 
 @dataclass(frozen=True)
@@ -28,16 +36,36 @@ class Grid:
     extent     for each axis its length (from 0) or a pair (low, high); one number serves all axes; default 1
     periodic   one bool for all axes, or one an axis
     centering  "nodes": both ends of a bounded axis are points; "cells": points are the centres of cells
+    geometry   "cartesian", "polar", "cylindrical" or "spherical": what the axes are (see the head of grid.py)
+    lines      the places of `Grid.graded`, which makes them
     """
 
     shape: Any
     extent: Any = None
     periodic: Any = False
     centering: str = "nodes"
+    geometry: str = "cartesian"
+    lines: Any = None
+
+    @classmethod
+    def graded(cls, *lines, centering: str = "nodes", geometry: str = "cartesian") -> "Grid":
+        """A bounded grid whose points are not equally far apart, such as `Grid.graded(x, y)`.
+
+        Each axis is an ascending array: with "nodes" its points, with "cells" the N + 1 ends of its N cells, whose
+        points are their centres. Second order needs spacings that vary smoothly.
+        """
+        if not 1 <= len(lines) <= 3:
+            raise ValueError(f"a grid has one to three axes, not {len(lines)}")
+        checked = tuple(_line(name, line) for name, line in zip(NAMES, lines))
+        cells = 1 if centering == "cells" else 0
+        return cls(tuple(len(line) - cells for line in checked), tuple((line[0], line[-1]) for line in checked), False,
+                   centering, geometry, checked)
 
     def __post_init__(self):
         if self.centering not in CENTERINGS:
             raise ValueError(f"unknown centering {self.centering!r}; known: {', '.join(map(repr, CENTERINGS))}")
+        if self.geometry not in GEOMETRIES:
+            raise ValueError(f"unknown geometry {self.geometry!r}; known: {', '.join(map(repr, GEOMETRIES))}")
         shape = _shape(self.shape)
         periodic = _periodic(self.periodic, len(shape))
         for name, size, wraps in zip(NAMES, shape, periodic):
@@ -46,6 +74,29 @@ class Grid:
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "extent", _extent(self.extent, len(shape)))
         object.__setattr__(self, "periodic", periodic)
+        if self.lines is not None:
+            object.__setattr__(self, "lines", tuple(map(tuple, self.lines)))
+        if self.geometry != "cartesian":
+            self._check_geometry()
+
+    def _check_geometry(self):
+        axes = GEOMETRIES[self.geometry]
+        if self.ndim > 2:
+            raise ValueError(f"a {self.geometry} grid has the axes {' and '.join(axes)}: one or two, not {self.ndim}")
+        low, high = self.extent[0]
+        if low < 0 or self.periodic[0]:
+            raise ValueError(f"r of a {self.geometry} grid is not periodic and starts at 0 or above, not at {low:g}")
+        angle = self.ndim == 2 and self.geometry != "cylindrical"
+        if angle and low == 0 and self.centering == "nodes":
+            raise ValueError('a grid of r and theta with a point at r = 0 needs centering="cells"')
+        if angle and self.geometry == "spherical" and not 0 <= self.low[1] < self.high[1] <= pi + 1e-12:
+            raise ValueError(f"theta of a spherical grid lies between 0 and pi, not between {self.low[1]:g} and "
+                             f"{self.high[1]:g}")
+
+    @property
+    def plain(self) -> bool:
+        """Whether the grid is Cartesian with equal spacing along each axis."""
+        return self.geometry == "cartesian" and self.lines is None
 
     @property
     def ndim(self) -> int:
@@ -59,8 +110,8 @@ class Grid:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the axes: x, y, z as far as there are."""
-        return NAMES[: self.ndim]
+        """Names of the axes: x, y, z as far as there are, or those of the geometry."""
+        return GEOMETRIES[self.geometry][: self.ndim]
 
     @cached_property
     def low(self) -> tuple[float, ...]:
@@ -80,6 +131,15 @@ class Grid:
     @cached_property
     def spacing(self) -> tuple[float, ...]:
         """Distance between neighbouring points along each axis."""
+        if not self.plain:
+            what = f"{self.geometry} grid" if self.lines is None else "graded grid"
+            raise ValueError(f"this needs a Cartesian grid with equal spacing, not a {what}; fd.Heat and "
+                             "fd.AdvectionDiffusion solve on both")
+        return self.mean_spacing
+
+    @cached_property
+    def mean_spacing(self) -> tuple[float, ...]:
+        """Length of each axis over its number of intervals."""
         ends = [1 if self.centering == "nodes" and not wraps else 0 for wraps in self.periodic]
         return tuple(length / (size - end) for length, size, end in zip(self.lengths, self.shape, ends))
 
@@ -87,11 +147,31 @@ class Grid:
     def origin(self) -> tuple[float, ...]:
         """Coordinates of the first point."""
         shift = 0.5 if self.centering == "cells" else 0.0
-        return tuple(low + shift * dx for low, dx in zip(self.low, self.spacing))
+        return tuple(low + shift * dx for low, dx in zip(self.low, self.mean_spacing))
 
     def points(self, axis: int) -> np.ndarray:
         """Coordinates along one axis, a 1-D array."""
-        return self.origin[axis] + self.spacing[axis] * np.arange(self.shape[axis])
+        if self.lines is not None:
+            line = np.array(self.lines[axis])
+            return line if self.centering == "nodes" else (line[1:] + line[:-1]) / 2
+        return self.origin[axis] + self.mean_spacing[axis] * np.arange(self.shape[axis])
+
+    def faces(self, axis: int) -> np.ndarray:
+        """Coordinates of the N + 1 faces between the cells of an axis and at its ends; between nodes halfway."""
+        n, dx, low = self.shape[axis], self.mean_spacing[axis], self.low[axis]
+        if self.lines is not None and self.centering == "cells":
+            return np.array(self.lines[axis])
+        if self.lines is not None or (self.centering == "nodes" and not self.periodic[axis]):
+            x = self.points(axis)
+            return np.concatenate([x[:1], (x[1:] + x[:-1]) / 2, x[-1:]])
+        return low + dx * (np.arange(n + 1) - (0.5 if self.centering == "nodes" else 0.0))
+
+    def wall_spacing(self, axis: int, end: int) -> float:
+        """Distance from the first to the second point at a wall; of cells the width of the first."""
+        if self.lines is None:
+            return self.mean_spacing[axis]
+        line = self.lines[axis]
+        return float(line[-1] - line[-2] if end else line[1] - line[0])
 
     def coordinates(self) -> tuple[np.ndarray, ...]:
         """One array an axis, shaped to broadcast: with `x, y = grid.coordinates()`, `np.sin(x) * y` is a field."""
@@ -100,12 +180,35 @@ class Grid:
     def weights(self) -> tuple[np.ndarray, ...]:
         """Quadrature weights of each axis (trapezoid on nodes, midpoint on cells), shaped to broadcast."""
         lines = []
-        for size, dx, wraps in zip(self.shape, self.spacing, self.periodic):
-            line = np.full(size, dx)
+        for axis, (size, wraps) in enumerate(zip(self.shape, self.periodic)):
+            if not self.plain:
+                lines.append(self.volumes(axis))
+                continue
+            line = np.full(size, self.spacing[axis])
             if self.centering == "nodes" and not wraps:
-                line[[0, -1]] = dx / 2
+                line[[0, -1]] = self.spacing[axis] / 2
             lines.append(line)
         return tuple(np.meshgrid(*lines, indexing="ij", sparse=True))
+
+    def volumes(self, axis: int) -> np.ndarray:
+        """What an axis contributes to the volumes of cells: their widths, or for r and theta the curved measure."""
+        faces = self.faces(axis)
+        name = self.names[axis]
+        if name == "r":
+            power = 3 if self.geometry == "spherical" else 2
+            faces = faces**power / power
+        elif name == "theta" and self.geometry == "spherical":
+            faces = -np.cos(faces)
+        return np.diff(faces)
+
+
+def _line(name, line) -> tuple[float, ...]:
+    places = np.asarray(line)
+    if places.ndim != 1 or len(places) < 2 or places.dtype.kind not in "iuf":
+        raise ValueError(f"axis {name} of a graded grid is an array of at least two places, not {line!r}")
+    if not np.isfinite(places).all() or (np.diff(places) <= 0).any():
+        raise ValueError(f"the places of axis {name} must be finite and ascend")
+    return tuple(map(float, places))
 
 
 def _shape(shape) -> tuple[int, ...]:
@@ -156,4 +259,4 @@ def _extent(extent, ndim: int) -> tuple[tuple[float, float], ...]:
     return tuple(pairs)
 
 
-__all__ = ["CENTERINGS", "NAMES", "Grid"]
+__all__ = ["CENTERINGS", "GEOMETRIES", "NAMES", "Grid"]

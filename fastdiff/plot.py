@@ -85,7 +85,7 @@ def _colours(values) -> dict[str, Any]:
 
 def _edges(grid, axis):
     """Ends of the picture along an axis: half a cell beyond the first and last point."""
-    points, half = grid.points(axis), grid.spacing[axis] / 2
+    points, half = grid.points(axis), grid.mean_spacing[axis] / 2
     return points[0] - half, points[-1] + half
 
 
@@ -100,14 +100,14 @@ def _profiles(solution, names, frames, shown):
     for name, field, (lines, *rest) in zip(names, np.moveaxis(frames, 1, 0), axes):
         for n, frame in enumerate(shown):
             lines.plot(x, field[frame], color=palette(n / max(len(shown) - 1, 1) * 0.9), label=f"t = {t[frame]:.3g}")
-        lines.set(xlabel="x", ylabel=name, xlim=_edges(grid, 0))
+        lines.set(xlabel=grid.names[0], ylabel=name, xlim=_edges(grid, 0))
         lines.grid(alpha=0.25)
         lines.legend(frameon=False, fontsize="small")
         for picture in rest:
             rows, columns = -(-len(t) // 1000), -(-len(x) // 1000)  # no more than can be seen
             mesh = picture.pcolormesh(x[::columns], t[::rows], field[::rows, ::columns], shading="nearest",
                                       rasterized=True, **_colours(field))
-            picture.set(xlabel="x", ylabel="t")
+            picture.set(xlabel=grid.names[0], ylabel="t")
             figure.colorbar(mesh, ax=picture, label=name)
     return figure
 
@@ -143,8 +143,11 @@ def _slices(solution, names, frames, shown):
 
 def _image(cell, grid, field, axes, colours):
     """A plane of the field, its first axis to the right."""
-    image = cell.imshow(field.T, origin="lower", extent=(*_edges(grid, axes[0]), *_edges(grid, axes[1])),
-                        interpolation="nearest", **colours)
+    if grid.lines is not None:
+        image = cell.pcolormesh(*(grid.points(a) for a in axes), field.T, shading="nearest", **colours)
+    else:
+        image = cell.imshow(field.T, origin="lower", extent=(*_edges(grid, axes[0]), *_edges(grid, axes[1])),
+                            interpolation="nearest", **colours)
     if _slant(grid, axes) in (_FLATTEST, _STEEPEST):
         cell.set_aspect("auto")
     cell.set(xlabel=grid.names[axes[0]], ylabel=grid.names[axes[1]])

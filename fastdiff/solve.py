@@ -8,10 +8,11 @@ import numpy as np
 from fastdiff import dispatch
 from fastdiff.boundary import CALL, Dirichlet, as_numbers, conditions
 from fastdiff.equations import Heat
+from fastdiff.equations._base import check_equation, samples
 from fastdiff.grid import Grid
 from fastdiff.kernels._threads import check_threads
 from fastdiff.solution import Solution
-from fastdiff.state import State, first_not_finite, read
+from fastdiff.state import State, first_bad, first_not_finite, read
 from fastdiff.steppers.euler import SAFETY, Euler, chunks, steps_between
 
 METHODS = ("auto", "euler", "spectral")
@@ -35,7 +36,7 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
           device=None, threads=None, progress=False) -> Solution:
     """Solve an equation from t = 0 to `t_end`.
 
-    equation  fd.Heat(...), fd.GrayScott(...)
+    equation  fd.Heat(...), fd.ReactionDiffusion(...), fd.GrayScott(...) or another of fastdiff.equations
     u0        NumPy array or torch tensor, float32 or float64: (*grid), with several components (C, *grid), with a
               batch (batch, *grid) or (batch, C, *grid); it is not changed
     grid      fd.Grid
@@ -62,9 +63,8 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
     check_threads(threads)
     if not isinstance(grid, Grid):
         raise TypeError(f"grid is an fd.Grid, not {type(grid).__name__}")
-    if not hasattr(equation, "euler"):
-        raise TypeError(f"equation is one of fd.Heat, fd.GrayScott, not {type(equation).__name__}")
-    state = read(u0, grid, equation.names, equation.batch(), device)
+    check_equation(equation)
+    state = read(u0, grid, equation.names, samples(equation, grid), device)
     problem = _Problem(equation, state, grid, boundary, *_times(t_end, save_at), threads)
     chosen, why = _choose(problem, method, rtol)
     start = perf_counter()
@@ -118,6 +118,8 @@ def _choose(problem, method, rtol):
         return method, "asked for"
     if not isinstance(problem.equation, Heat):
         return _explicit("the equation is nonlinear", rtol)
+    if not problem.equation.constant(problem.grid):
+        return _explicit("coefficients, spacing or a source vary in space", rtol)
     from fastdiff.steppers import spectral
 
     reason = spectral.refuses(problem.grid, problem.boundary)
@@ -168,9 +170,10 @@ def _spectral(problem, dt, progress, symbol="exact"):
 
     if problem.state.backend != "cpu":
         raise ValueError('method="spectral" runs on the CPU: pass u0.cpu()')
-    if not isinstance(problem.equation, Heat):
-        raise ValueError(f'method="spectral" needs constant coefficients: {type(problem.equation).__name__} is '
-                         'nonlinear, use method="euler"')
+    if not isinstance(problem.equation, Heat) or not problem.equation.constant(problem.grid):
+        why = (f"{type(problem.equation).__name__} is nonlinear" if not isinstance(problem.equation, Heat) else
+               "a coefficient, the spacing or a source varies in space")
+        raise ValueError(f'method="spectral" needs constant coefficients: {why}, use method="euler"')
     frames = _frames(problem)
     modes = spectral.Propagator(problem.state.data, problem.grid, problem.boundary,
                                 problem.equation.diffusivities(problem.grid), symbol, threads=problem.threads)
@@ -208,7 +211,9 @@ def _run(euler, problem, counts, frames, advance):
             buffers.reverse()
             bad = first_not_finite(new)
             if bad is not None:
-                _diverged(problem, new, bad, begin + done * h, begin + (done + size) * h, h)
+                begin += done * h
+                new, k = first_bad(lambda v, n, s, t=begin, h=h: euler.advance(v, t + n * h, h, s), u, size)
+                _diverged(problem, new, first_not_finite(new), begin + (k - 1) * h, begin + k * h, h)
             u, done = new, done + size
             advance(size)
         t = end

@@ -76,3 +76,19 @@ def first_not_finite(u):
     if np.isfinite(total) or np.isfinite(u).all():  # the sum of finite numbers may overflow
         return None
     return tuple(np.argwhere(~np.isfinite(u))[0].tolist())
+
+
+def first_bad(advance, u, steps: int, newest=lambda v: v):
+    """After which of `steps` steps from `u` a field is not finite first, by bisection: (that field, its step).
+
+    `advance(v, done, steps)` marches on from the state v after `done` steps; `newest` takes the field out of a state.
+    """
+    done = 0
+    while steps > 1:
+        half = steps // 2
+        v = advance(u, done, half)
+        if first_not_finite(newest(v)) is None:
+            u, done, steps = v, done + half, steps - half
+        else:
+            steps = half
+    return newest(advance(u, done, 1)), done + 1

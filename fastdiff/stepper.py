@@ -3,6 +3,7 @@
 import numpy as np
 
 from fastdiff.boundary import conditions
+from fastdiff.equations._base import samples
 from fastdiff.grid import Grid
 from fastdiff.kernels._threads import check_threads
 from fastdiff.state import read
@@ -44,7 +45,7 @@ class Stepper:
         return self._many(u, 1, t)
 
     def _many(self, u, steps, t):
-        state = read(u, self.grid, self.equation.names, self.equation.batch())
+        state = read(u, self.grid, self.equation.names, samples(self.equation, self.grid))
         new = self._advance(state, state.data, steps, t, state.data)
         return state.back(new.reshape(state.shape))
 
@@ -74,7 +75,7 @@ def rollout(step: Stepper, n: int, every: int = 1, include_start: bool = False):
         raise ValueError(f"rollout needs at least one frame and one step between frames, got {n} and {every}")
 
     def run(u, t0=0.0):
-        state = read(u, step.grid, step.equation.names, step.equation.batch())
+        state = read(u, step.grid, step.equation.names, samples(step.equation, step.grid))
         here, shape = state.data, (n + include_start, *state.data.shape)
         frames = np.empty(shape, here.dtype) if state.backend == "cpu" else here.new_empty(shape)
         if include_start:

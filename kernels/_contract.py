@@ -92,7 +92,8 @@ class Kernel:
         if self.rule is None:
             return None
         known = {"dtype": inputs["u"].dtype, **inputs}
-        return self.rule(**{name: known[name] for name in inspect.signature(self.rule).parameters})
+        wanted = inspect.signature(self.rule).parameters.items()
+        return self.rule(**{name: known[name] for name, p in wanted if name in known or p.default is p.empty})
 
 
 def families(folder: Path | None = None) -> list[ModuleType]:

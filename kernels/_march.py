@@ -9,7 +9,8 @@ A *rule* is a `NamedTuple` class: its fields are the parameters, its static meth
         def change(p, u, at): ...     # dt u_t: what one Euler step adds; a tuple if the rule has several `components`
 
 A rule may have a method `cell` instead, the new value itself; by default that is the old value plus `change`. Methods
-are compiled into the schedule by the rule's *type*, and are the CUDA kernel's too. A field may be another rule.
+are compiled into the schedule by the rule's *type*, and are the CUDA kernel's too. A field may be another rule, and
+may hold a number of every cell (`_fields.py`).
 
 Space is always three axes (n0, n1, n2), n2 contiguous: 1-D is (1, 1, n), 2-D is (n0, 1, n2). An axis is bounded,
 periodic or absent. State arrays are (batch, components, n0, n1, n2), flattened.
@@ -54,6 +55,7 @@ from fastdiff.kernels._edges import (
     PERIODIC,
     edge_value,
 )
+from fastdiff.kernels._fields import Field
 from fastdiff.kernels._jit import (
     FASTMATH,
     atomic_add,
@@ -71,6 +73,7 @@ from fastdiff.kernels._jit import (
     wide_vectors,
 )
 
+STEADY, BY_LEVEL, BY_ROW = 0, 1, 2  # what `ends_vary` says
 CALLED = 3  # at the end of a row: a ghost whose g is a compiled function
 LANES = 16  # rows inside a tile start and end at multiples of this many cells
 BUSY_TURNS = 100  # looks at a neighbour's progress before giving way to other threads
@@ -149,11 +152,16 @@ def map_fields(rule, function):
 
 def sample_of(p, b):
     """The parameters of sample `b`: 1-D fields give a number, larger ones a view, numbers stay, rules are entered."""
-    return map_fields(p, lambda f: f[b] if isinstance(f, np.ndarray) else f)
+    if isinstance(p, Field):
+        return p._replace(start=p.start + p.batch * np.uint64(b))
+    return type(p)(*(sample_of(f, b) if hasattr(f, "_fields") else f[b] if isinstance(f, np.ndarray) else f for f in p))
 
 
 @overload(sample_of)
 def _sample_of(p, b):
+    if p.instance_class is Field:
+        return lambda p, b: Field(p.data, p.start + p.batch * np.uint64(b), p.batch, p.s0, p.s1)
+
     def pick(kind, place):
         if isinstance(kind, types.BaseNamedTuple):
             return f"sample_of({place}, b)"
@@ -175,6 +183,27 @@ def update_rows(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, rows, lo,
     raise NotImplementedError("compiled only: its source is made for the rule's number of components")
 
 
+def update_pair(p, dst, d0, d1, dcs, src, below, s0, s1, above, scs, lo, hi, step, i0, i1, origin):
+    """Apply the rule to columns `lo:hi` of two neighbouring rows, at `s0` and `s1`; put them at `d0` and `d1`.
+
+    For 2-D grids: `below` and `above` are the rows around them along axis 0; `i0` and `i1` are their indices.
+    """
+    raise NotImplementedError("compiled only: its source is made for the rule's number of components")
+
+
+def march_line(p, e, b, C, buf, new, old, stride, lo, hi, right, levels, step, origin, low, high, wrap, vary, n2):
+    """Many levels of a line that lies at `old` and then, in turns, at `new` and `old`; its ends are steady.
+
+    Columns `lo:hi` are computed, whole vectors; the line ends at `right`; what its ends do stands first in `buf`. For
+    few components: the loop is vectorised after a look at run time that the two lines do not overlap.
+    """
+    raise NotImplementedError("compiled only: its source is made for the rule's number of components")
+
+
+_PAIR = "Star(src[{0} + {3} + x], src[{1} + {3} + x], src[{2} + {3} + x], src[{0} + {3} + x], src[{0} + {3} + x], \
+src[{0} + {3} + x - one], src[{0} + {3} + x + one])"
+_LINE = "Star(buf[{0} + x], buf[{0} + x], buf[{0} + x], buf[{0} + x], buf[{0} + x], buf[{0} + x - one], \
+buf[{0} + x + one])"
 _STAR = "Star(src[s + {0} + x], src[m0 + {0} + x], src[p0 + {0} + x], src[m1 + {0} + x], src[p1 + {0} + x], \
 src[s + {0} + x - one], src[s + {0} + x + one])"
 
@@ -203,6 +232,59 @@ def _update_rows(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, rows, lo
     scope |= {"keep_apart": keep_apart, "wide_vectors": wide_vectors, "restrict_dst": restrict_dst}
     exec("\n".join(lines), scope)
     return scope["update"]
+
+
+@overload(update_pair, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+def _update_pair(p, dst, d0, d1, dcs, src, below, s0, s1, above, scs, lo, hi, step, i0, i1, origin):
+    count = components_of(p.instance_class)
+
+    def near(row, low, high):
+        stars = [_PAIR.format(row, low, high, f"k{c}") for c in range(count)]
+        return stars[0] if count == 1 else f"({', '.join(stars)})"
+
+    lines = [
+        "def update(p, dst, d0, d1, dcs, src, below, s0, s1, above, scs, lo, hi, step, i0, i1, origin):",
+        "    inline_here()",
+        "    restrict_dst()",
+        "    none = i0 - i0",
+        "    k0 = l0 = zero",
+        *(f"    k{c}, l{c} = k{c - 1} + scs, l{c - 1} + dcs" for c in range(1, count)),
+        "    for x in range(lo, hi):",
+        f"        one_row = cell(p, {near('s0', 'below', 's1')}, At(step, i0, none, x + origin))",
+        f"        next_row = cell(p, {near('s1', 's0', 'above')}, At(step, i1, none, x + origin))",
+        *(f"        dst[d0 + l{c} + x] = one_row{'' if count == 1 else f'[{c}]'}" for c in range(count)),
+        *(f"        dst[d1 + l{c} + x] = next_row{'' if count == 1 else f'[{c}]'}" for c in range(count)),
+    ]
+    scope = {"cell": cell, "Star": Star, "At": At, "zero": np.uint64(0), "one": np.uint64(1)}
+    scope |= {"inline_here": inline_here, "restrict_dst": restrict_dst}
+    exec("\n".join(lines), scope)
+    return scope["update"]
+
+
+@overload(march_line, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+def _march_line(p, e, b, C, buf, new, old, stride, lo, hi, right, levels, step, origin, low, high, wrap, vary, n2):
+    count = components_of(p.instance_class)
+    stars = [_LINE.format(f"k{c}") for c in range(count)]
+    near = stars[0] if count == 1 else f"({', '.join(stars)})"
+    lines = [
+        "def run(p, e, b, C, buf, new, old, stride, lo, hi, right, levels, step, origin, low, high, wrap, vary, n2):",
+        "    none = n2 - n2",
+        "    keep_apart()",
+        "    wide_vectors()",
+        "    for level in range(levels):",
+        *(f"        k{c}, l{c} = unsigned(old + {c} * stride), unsigned(new + {c} * stride)" for c in range(count)),
+        "        for x in range(unsigned(lo), unsigned(hi)):",
+        f"            fresh = cell(p, {near}, At(step + level, none, none, x + unsigned(origin)))",
+        *(f"            buf[l{c} + x] = fresh{'' if count == 1 else f'[{c}]'}" for c in range(count)),
+        "        if vary:",
+        "            set_ends(e, b, C, buf, none, step + level + 1, none, none, none + 1, n2)",
+        "        line_ends(buf, none, C, buf, new, stride, lo, right, low, high, wrap, True, n2)",
+        "        new, old = old, new",
+    ]
+    scope = {"cell": cell, "Star": Star, "At": At, "unsigned": np.uint64, "one": np.uint64(1)}
+    scope |= {"keep_apart": keep_apart, "wide_vectors": wide_vectors, "line_ends": line_ends, "set_ends": set_ends}
+    exec("\n".join(lines), scope)
+    return scope["run"]
 
 
 # -- boundaries of a row -------------------------------------------------------------------------------------------
@@ -247,15 +329,15 @@ def hold_rows(e, b, C, buf, row, stride, lo, hi, step, i0, i1, origin, n0, n1, n
 
 
 @inner
-def set_ends(e, b, C, ends, step, i0, i1, n1, n2):
-    """What happens at both ends of a row at one time level: four numbers for each component and end.
+def set_ends(e, b, C, ends, place, step, i0, i1, n1, n2):
+    """What happens at both ends of a row at one time level: four numbers for each component and end, from `place` on.
 
     They are the kind, alpha, beta, and gamma*g or the held g.
     """
     keep_apart()
     for c in range(C):
         for end in range(2):
-            side, o = 4 + end, 8 * c + 4 * end
+            side, o = 4 + end, place + 8 * c + 4 * end
             k = HEAD + (c * 6 + side) * ITEMS
             ends[o] = e.ints[k]
             if e.ints[k] == NONE:
@@ -273,14 +355,17 @@ def set_ends(e, b, C, ends, step, i0, i1, n1, n2):
 
 @inner
 def ends_vary(e, C):
-    """Whether anything at the ends of rows differs from level to level or from row to row."""
+    """How the ends of rows differ: not at all (0), from level to level (1), from row to row (2)."""
     keep_apart()
+    found = e.ints[0] - e.ints[0]
     for c in range(C):
         for end in range(2):
             k = HEAD + (c * 6 + 4 + end) * ITEMS
-            if e.ints[k + CALL] != 0 or e.ints[k + PER_STEP] != 0 or e.ints[k + PER_CELL] != 0:
-                return True
-    return False
+            if e.ints[k + CALL] != 0 or e.ints[k + PER_CELL] != 0:
+                return found - found + BY_ROW
+            if e.ints[k + PER_STEP] != 0:
+                found = found - found + BY_LEVEL
+    return found
 
 
 @inner
@@ -295,24 +380,25 @@ def holds_rows(e, C):
 
 
 @inner
-def hold_ends(ends, C, buf, row, stride, lo, hi, at_low, at_high):
+def hold_ends(ends, place, C, buf, row, stride, lo, hi, at_low, at_high):
     """Set the held cells at the ends of a row."""
     inline_here()
     for c in range(C):
-        if at_low and ends[8 * c] == HOLD:
-            buf[row + c * stride + lo] = ends[8 * c + 3]
-        if at_high and ends[8 * c + 4] == HOLD:
-            buf[row + c * stride + hi - 1] = ends[8 * c + 7]
+        o = place + 8 * c
+        if at_low and ends[o] == HOLD:
+            buf[row + c * stride + lo] = ends[o + 3]
+        if at_high and ends[o + 4] == HOLD:
+            buf[row + c * stride + hi - 1] = ends[o + 7]
 
 
 @inner
-def ghost_ends(e, b, ends, C, buf, row, stride, lo, hi, at_low, at_high, step, i0, i1, n1, n2):
+def ghost_ends(e, b, ends, place, C, buf, row, stride, lo, hi, at_low, at_high, step, i0, i1, n1, n2):
     """Set the cells beyond the ends of a row that reaches the domain's edge."""
     inline_here()
     inside = min(np.int64(1), n2 - 1)
     for c in range(C):
         for end in range(2):
-            o = 8 * c + 4 * end
+            o = place + 8 * c + 4 * end
             if (at_high if end else at_low) and ends[o] != NONE and ends[o] != HOLD:
                 x, away = (hi - 1, 1) if end else (lo, -1)
                 x += row + c * stride
@@ -323,19 +409,26 @@ def ghost_ends(e, b, ends, C, buf, row, stride, lo, hi, at_low, at_high, step, i
 
 
 @inner
-def steady_ends(ends, C, buf, row, stride, along, rows, lo, hi, at_low, at_high, wrap, ghosts, n2):
+def steady_ends(ends, place, C, buf, row, stride, along, rows, lo, hi, at_low, at_high, wrap, ghosts, n2):
     """Set held cells and ghosts at the ends of rows for which `set_ends` has said the same.
 
     Ghosts beside a held row may be set before the row is: only the held row itself would read them.
     """
     inline_here()
     if rows > 1:
-        many_ends(ends, C, buf, row, stride, along, rows, lo, hi, at_low, at_high, wrap, ghosts, n2)
+        many_ends(ends, place, C, buf, row, stride, along, rows, lo, hi, at_low, at_high, wrap, ghosts, n2)
         return
-    hold_ends(ends, C, buf, row, stride, lo, hi, at_low, at_high)
+    line_ends(ends, place, C, buf, row, stride, lo, hi, at_low, at_high, wrap, ghosts, n2)
+
+
+@inner
+def line_ends(ends, place, C, buf, row, stride, lo, hi, at_low, at_high, wrap, ghosts, n2):
+    """`steady_ends` for one row."""
+    inline_here()
+    hold_ends(ends, place, C, buf, row, stride, lo, hi, at_low, at_high)
     inside = min(np.int64(1), n2 - 1)
     for c in range(C):
-        a, z, o = row + c * stride + lo, row + c * stride + hi - 1, 8 * c
+        a, z, o = row + c * stride + lo, row + c * stride + hi - 1, place + 8 * c
         if wrap:
             buf[a - 1], buf[z + 1] = buf[z], buf[a]
         elif ghosts:
@@ -346,13 +439,13 @@ def steady_ends(ends, C, buf, row, stride, along, rows, lo, hi, at_low, at_high,
 
 
 @inner
-def many_ends(ends, C, buf, row, stride, along, rows, lo, hi, at_low, at_high, wrap, ghosts, n2):
+def many_ends(ends, place, C, buf, row, stride, along, rows, lo, hi, at_low, at_high, wrap, ghosts, n2):
     """`steady_ends` for many rows, `along` apart."""
     keep_apart()
     inside = min(np.int64(1), n2 - 1)
     for c in range(C):
         for turn in range(4):  # first the held cells of both ends, then the ghosts, which may read them
-            end, o = turn & 1, 8 * c + 4 * (turn & 1)
+            end, o = turn & 1, place + 8 * c + 4 * (turn & 1)
             kind, alpha, beta, g = ends[o], ends[o + 1], ends[o + 2], ends[o + 3]
             x, away = (hi - 1, 1) if end else (lo, -1)
             x += row + c * stride
@@ -435,11 +528,17 @@ def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, level
     origin = first - LANES  # column of the grid = column of the buffer + origin
     calls, rows, along = (n0, n1, pitch) if kind1 != ABSENT else (np.int64(1), n0, plane)
     held, vary = holds_rows(e, C), ends_vary(e, C)
-    set_ends(e, b, C, ends, step, k0 - k0, k0 - k0, n1, n2)
+    none = k0 - k0
+    set_ends(e, b, C, ends, none, step, none, none, n1, n2)
     q = sample_of(p, b)
+    lonely = kind0 == ABSENT and kind1 == ABSENT and vary != BY_ROW and C <= 2
     for level in range(levels + 1):
         now = step + level
         new, old = start + (level & 1) * C * stride, start + (1 - (level & 1)) * C * stride
+        if level == 1 and lonely:
+            march_line(q, e, b, C, buf, new, old, stride, left, hi, right, levels, step, origin, at_low, at_high, wrap,
+                       vary, n2)
+            break
         if level > 0:
             for z in range(calls):
                 at = (z + g0) * plane + g1 * pitch
@@ -453,20 +552,22 @@ def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, level
                 for y in range(n1):
                     load_row(C, src, ((b * C * n0 + z) * n1 + y) * n2, n0 * n1 * n2, first, last, n2, buf,
                              new + (z + g0) * plane + (y + g1) * pitch + left, stride)
-        if not vary:
+        if vary == BY_LEVEL and level > 0:
+            set_ends(e, b, C, ends, none, now, none, none, n1, n2)
+        if vary != BY_ROW:
             for z in range(calls):
-                steady_ends(ends, C, buf, new + (z + g0) * plane + g1 * pitch, stride, along, rows, left, right, at_low,
-                            at_high, wrap, True, n2)
-        for z in range(n0 if vary or held else 0):
+                steady_ends(ends, none, C, buf, new + (z + g0) * plane + g1 * pitch, stride, along, rows, left, right,
+                            at_low, at_high, wrap, True, n2)
+        for z in range(n0 if vary == BY_ROW or held else 0):
             for y in range(n1):
                 at = new + (z + g0) * plane + (y + g1) * pitch
-                if vary:
-                    set_ends(e, b, C, ends, now, z, y, n1, n2)
-                    hold_ends(ends, C, buf, at, stride, left, right, at_low, at_high)
+                if vary == BY_ROW:
+                    set_ends(e, b, C, ends, none, now, z, y, n1, n2)
+                    hold_ends(ends, none, C, buf, at, stride, left, right, at_low, at_high)
                 if held and (z == 0 or z == n0 - 1 or (kind1 == BOUNDED and (y == 0 or y == n1 - 1))):
                     hold_rows(e, b, C, buf, at, stride, left, right, now, z, y, origin, n0, n1, n2)
-                if vary:
-                    ghost_ends(e, b, ends, C, buf, at, stride, left, right, at_low, at_high, now, z, y, n1, n2)
+                if vary == BY_ROW:
+                    ghost_ends(e, b, ends, none, C, buf, at, stride, left, right, at_low, at_high, now, z, y, n1, n2)
         if g0 or g1:
             ghosts_resident(e, b, C, buf, new, stride, plane, pitch, left, right, now, n0, n1, n2, g0, g1, origin)
     final = start + (levels & 1) * C * stride
@@ -503,88 +604,222 @@ def ghosts_resident(e, b, C, buf, new, stride, plane, pitch, lo, hi, step, n0, n
 # -- schedule: stream ----------------------------------------------------------------------------------------------
 
 
+class Tile(NamedTuple):
+    """One tile of the `stream` schedule; all whole numbers. Arrays are flat: strides are in elements."""
+
+    b: Any  # sample
+    C: Any  # components
+    n0: Any  # the grid
+    n1: Any
+    n2: Any
+    i0: Any  # the tile, i0:i1 along axis 0 and so on
+    i1: Any
+    j0: Any
+    j1: Any
+    k0: Any
+    k1: Any
+    levels: Any
+    step: Any  # of the tile's first level
+    bound0: Any  # whether an axis is bounded
+    bound1: Any
+    bound2: Any
+    flat: Any  # axis 1 is absent
+    whole: Any  # the tile has whole rows
+    wrap: Any  # whole periodic rows
+    held: Any  # some side of axis 0 or 1 is held
+    vary: Any  # as `ends_vary` says
+    start: Any  # in the memory: first the ends of every level, then, from here on, the rings
+    pitch: Any  # from row to row
+    plane: Any  # from plane to plane
+    floor: Any  # from level to level: a ring of four planes for each component
+    oy: Any  # index in the memory = index in the grid + offset
+    ox: Any
+
+
+@inner
+def tile_of(e, b, shape, i0, i1, j0, j1, k0, k1, levels, step):
+    """How a tile lies in the memory."""
+    C, n0, n1, n2 = shape
+    bound2, flat, whole = e.ints[2] == BOUNDED, e.ints[1] == ABSENT, k1 - k0 == n2
+    h1 = np.int64(0) if flat else levels + 1  # halo and ghost along axis 1
+    h2 = np.int64(0) if whole else levels
+    pitch = (k1 - k0 + 2 * h2 + LANES) // LANES * LANES + 2 * LANES
+    plane = (j1 - j0 + 2 * h1) * pitch
+    near = bound2 and (k0 - levels <= 0 or k1 + levels >= n2)
+    return Tile(b, C, n0, n1, n2, i0, i1, j0, j1, k0, k1, levels, step, np.int64(e.ints[0] == BOUNDED),
+                np.int64(e.ints[1] == BOUNDED), np.int64(bound2), np.int64(flat), np.int64(whole),
+                np.int64(whole and e.ints[2] == PERIODIC), np.int64(holds_rows(e, C)),
+                ends_vary(e, C) if near else np.int64(STEADY), room_for_ends(C, levels), pitch, plane, C * 4 * plane,
+                h1 - j0, LANES + h2 - k0)
+
+
+@inner
+def room_for_ends(C, levels):
+    """Elements that the ends of all levels take, up to a whole vector."""
+    return (8 * C * (levels + 1) + LANES - 1) // LANES * LANES
+
+
 @inner
 def tile_stream(params, edges, b, shape, source, target, memory, i0, i1, j0, j1, k0, k1, levels, step):
     """March one tile `levels` steps, all levels together as a wavefront along axis 0."""
     keep_apart()
-    wide_vectors()
     p, e, src, dst, buf = borrow(params), borrow(edges), borrow(source), borrow(target), borrow(memory)
-    C, n0, n1, n2 = shape
-    bound0, bound1, bound2 = e.ints[0] == BOUNDED, e.ints[1] == BOUNDED, e.ints[2] == BOUNDED
-    flat = e.ints[1] == ABSENT
-    h1 = np.int64(0) if flat else levels + 1  # halo and ghost along axis 1
-    whole = k1 - k0 == n2
-    wrap = whole and e.ints[2] == PERIODIC
-    h2 = np.int64(0) if whole else levels
-    pitch = (k1 - k0 + 2 * h2 + LANES) // LANES * LANES + 2 * LANES
-    plane = (j1 - j0 + 2 * h1) * pitch
-    floor = C * 4 * plane  # from level to level; each component has a ring of four planes
-    ends, start = buf, (8 * C + LANES - 1) // LANES * LANES
-    oy, ox = h1 - j0, LANES + h2 - k0  # buffer index = grid index + offset
-    grid = n0 * n1 * n2
-    held = holds_rows(e, C)
-    vary = bound2 and (k0 - levels <= 0 or k1 + levels >= n2) and ends_vary(e, C)
-    set_ends(e, b, C, ends, step, i0 - i0, i0 - i0, n1, n2)
+    t = tile_of(e, b, shape, i0, i1, j0, j1, k0, k1, levels, step)
+    none = b - b
+    for level in range(levels + 1):
+        set_ends(e, b, t.C, buf, 8 * t.C * level, step + level, none, none, t.n1, t.n2)
     q = sample_of(p, b)
-    for r in range(max(i0 - levels, 0) if bound0 else i0 - levels, i1 + levels):
-        for level in range(levels + 1):
-            i = r - level
-            reach = levels - level
-            if i < i0 - reach or (bound0 and i < 0):
-                break
-            if i >= i1 + reach or (bound0 and i >= n0):
+    pace = 1 + t.flat  # rows of the plane go in pairs: two rows share what they read
+    stop = i1 + levels
+    for r in range(max(i0 - levels, none) if t.bound0 else i0 - levels, stop, pace):
+        first, last = none + 1, min(levels - 1, (r - i0 + levels) // 2)  # levels whose pair has nothing special
+        if t.bound0:
+            first, last = max(first, r + 3 - t.n0), min(last, r - 1)
+        if t.flat == 0 or t.vary == BY_ROW or r + 1 >= stop:
+            last = none
+        level = none
+        while level <= levels:
+            if first <= level <= last:
+                wave(q, t, buf, r, level, last)
+                level = last + 1
                 continue
-            ja, jb, ka, kb = j0, j1, k0, k1
-            if not whole:
-                ka, kb = k0 - reach, k1 + reach
-            if not flat:
-                ja, jb = j0 - reach, j1 + reach
-            if bound1:
-                ja, jb = max(ja, np.int64(0)), min(jb, n1)
-            if bound2:
-                ka, kb = max(ka, np.int64(0)), min(kb, n2)
-            at_low, at_high = bound2 and ka == 0, bound2 and kb == n2
-            now, iw = step + level, wrapped(i, n0)
-            new, old = start + level * floor, start + (level - 1) * floor
-            if level > 0 and bound0 and (i == 0 or i == n0 - 1):
-                ghost_planes(e, b, C, buf, old, plane, pitch, i, ja, jb, oy, ka + ox, kb + ox, now - 1, n0, n1, n2, -ox)
-            lo, hi = ka + ox, kb + ox
-            wide_lo, wide_hi = lo, hi  # whole vectors inside the ring, the exact range into the grid
-            if level < levels:
-                wide_lo, wide_hi = lo // LANES * LANES, (hi + LANES - 1) // LANES * LANES
-            line = (ja + oy) * pitch
-            row, out, stride, along = new + (i & 3) * plane + line, buf, 4 * plane, pitch
-            if level > 0:
-                if level == levels:
-                    row, out, stride, along = b * C * grid + (i * n1 + ja) * n2 - ox, dst, grid, n2
-                ring = old + line
-                o, below, above = ring + (i & 3) * plane, ring + ((i - 1) & 3) * plane, ring + ((i + 1) & 3) * plane
-                side = np.int64(0) if flat else pitch
-                update_rows(q, out, np.uint64(row), np.uint64(stride), np.uint64(along), buf, np.uint64(o),
-                            np.uint64(below), np.uint64(above), np.uint64(o - side), np.uint64(o + side),
-                            np.uint64(4 * plane), np.uint64(pitch), jb - ja, np.uint64(wide_lo), np.uint64(wide_hi),
-                            now - 1, iw, ja, i - i, 1 + (i - i), np.uint64(-ox))
-            if level == 0:
-                for j in range(ja, jb):
-                    load_row(C, src, b * C * grid + (iw * n1 + wrapped(j, n1)) * n2, grid, ka, kb, n2, buf,
-                             row + (j - ja) * along + lo, stride)
-            if (at_low or at_high or wrap) and not vary:
-                steady_ends(ends, C, out, row, stride, along, jb - ja, lo, hi, at_low, at_high, wrap and level < levels,
-                            level < levels, n2)
-            edge0 = held and (i == 0 or i == n0 - 1)
-            if vary or edge0 or (held and bound1 and (ja == 0 or jb == n1)):
-                for j in range(ja, jb):
-                    jw = wrapped(j, n1)
-                    at = row + (j - ja) * along
-                    if vary:
-                        set_ends(e, b, C, ends, now, iw, jw, n1, n2)
-                        hold_ends(ends, C, out, at, stride, lo, hi, at_low, at_high)
-                    if edge0 or (held and bound1 and (j == 0 or j == n1 - 1)):
-                        hold_rows(e, b, C, out, at, stride, lo, hi, now, iw, jw, -ox, n0, n1, n2)
-                    if vary and level < levels:
-                        ghost_ends(e, b, ends, C, buf, at, stride, lo, hi, at_low, at_high, now, iw, jw, n1, n2)
-            if level < levels and bound1 and (ja == 0 or jb == n1):
-                ghost_rows(e, b, C, buf, new + (i & 3) * plane, plane, pitch, ja, jb, oy, lo, hi, now, iw, n1, n2, -ox)
+            if level == levels and pace == 2 and r + 1 < stop and plain_pair(t, r - level):
+                last_pair(q, t, buf, dst, r - level)
+                level += 1
+                continue
+            for i in range(r - level, r - level + pace):
+                stream_plane(q, e, t, src, dst, buf, i, level)
+            level += 1
+
+
+@inner
+def plain_pair(t, i):
+    """Whether rows `i` and `i + 1` are of the tile and neither the first nor the last of the grid."""
+    return t.vary != BY_ROW and i >= t.i0 and i + 1 < t.i1 and (t.bound0 == 0 or (i > 0 and i + 2 < t.n0))
+
+
+@inner
+def columns(t, level):
+    """The first column that a level needs, and the one after the last."""
+    inline_here()
+    reach = np.int64(0) if t.whole else t.levels - level
+    if t.bound2:
+        return max(t.k0 - reach, np.int64(0)), min(t.k1 + reach, t.n2)
+    return t.k0 - reach, t.k1 + reach
+
+
+@inner
+def wave(q, t, buf, r, first, last):
+    """Levels `first` to `last` of the wavefront at `r`, a pair of rows each, none of them special."""
+    keep_apart()
+    wide_vectors()
+    for level in range(first, last + 1):
+        i = r - level
+        ka, kb = columns(t, level)
+        lo, hi = ka + t.ox, kb + t.ox
+        new = t.start + level * t.floor
+        old = new - t.floor
+        a, b = new + (i & 3) * t.plane, new + ((i + 1) & 3) * t.plane
+        update_pair(q, buf, np.uint64(a), np.uint64(b), np.uint64(4 * t.plane), buf,
+                    np.uint64(old + ((i - 1) & 3) * t.plane), np.uint64(old + (i & 3) * t.plane),
+                    np.uint64(old + ((i + 1) & 3) * t.plane), np.uint64(old + ((i + 2) & 3) * t.plane),
+                    np.uint64(4 * t.plane), np.uint64(lo // LANES * LANES),
+                    np.uint64((hi + LANES - 1) // LANES * LANES), t.step + level - 1, wrapped(i, t.n0),
+                    wrapped(i + 1, t.n0), np.uint64(-t.ox))
+        at_low, at_high = t.bound2 and ka == 0, t.bound2 and kb == t.n2
+        if at_low or at_high or t.wrap:
+            place = 8 * t.C * level
+            line_ends(buf, place, t.C, buf, a, 4 * t.plane, lo, hi, at_low, at_high, t.wrap, True, t.n2)
+            line_ends(buf, place, t.C, buf, b, 4 * t.plane, lo, hi, at_low, at_high, t.wrap, True, t.n2)
+
+
+@inner
+def last_pair(q, t, buf, dst, i):
+    """Rows `i` and `i + 1` of the last level, into the grid."""
+    keep_apart()
+    wide_vectors()
+    old, grid = t.start + (t.levels - 1) * t.floor, t.n0 * t.n1 * t.n2
+    a = t.b * t.C * grid + i * t.n2 - t.ox
+    update_pair(q, dst, np.uint64(a), np.uint64(a + t.n2), np.uint64(grid), buf,
+                np.uint64(old + ((i - 1) & 3) * t.plane), np.uint64(old + (i & 3) * t.plane),
+                np.uint64(old + ((i + 1) & 3) * t.plane), np.uint64(old + ((i + 2) & 3) * t.plane),
+                np.uint64(4 * t.plane), np.uint64(t.k0 + t.ox), np.uint64(t.k1 + t.ox), t.step + t.levels - 1, i, i + 1,
+                np.uint64(-t.ox))
+    at_low, at_high, place = t.bound2 and t.k0 == 0, t.bound2 and t.k1 == t.n2, 8 * t.C * t.levels
+    if at_low or at_high:
+        hold_ends(buf, place, t.C, dst, a, grid, t.k0 + t.ox, t.k1 + t.ox, at_low, at_high)
+        hold_ends(buf, place, t.C, dst, a + t.n2, grid, t.k0 + t.ox, t.k1 + t.ox, at_low, at_high)
+
+
+@inner
+def stream_plane(q, e, t, src, dst, buf, i, level):
+    """One plane (or row) of one level, if the tile needs it: loaded or computed, then its ends, walls and ghosts."""
+    keep_apart()
+    wide_vectors()
+    reach = t.levels - level
+    if i < t.i0 - reach or i >= t.i1 + reach or (t.bound0 and (i < 0 or i >= t.n0)):
+        return
+    ja, jb = t.j0, t.j1
+    if not t.flat:
+        ja, jb = t.j0 - reach, t.j1 + reach
+    if t.bound1:
+        ja, jb = max(ja, np.int64(0)), min(jb, t.n1)
+    ka, kb = columns(t, level)
+    lo, hi, now, iw = ka + t.ox, kb + t.ox, t.step + level, wrapped(i, t.n0)
+    new, grid = t.start + level * t.floor, t.n0 * t.n1 * t.n2
+    line = (ja + t.oy) * t.pitch
+    row, out, stride, along = new + (i & 3) * t.plane + line, buf, 4 * t.plane, t.pitch
+    if level > 0 and t.bound0 and (i == 0 or i == t.n0 - 1):
+        ghost_planes(e, t.b, t.C, buf, new - t.floor, t.plane, t.pitch, i, ja, jb, t.oy, lo, hi, now - 1, t.n0, t.n1,
+                     t.n2, -t.ox)
+    if level == 0:
+        for j in range(ja, jb):
+            load_row(t.C, src, t.b * t.C * grid + (iw * t.n1 + wrapped(j, t.n1)) * t.n2, grid, ka, kb, t.n2, buf,
+                     row + (j - ja) * along + lo, stride)
+    else:
+        wide_lo, wide_hi = lo // LANES * LANES, (hi + LANES - 1) // LANES * LANES  # whole vectors inside the ring
+        if level == t.levels:
+            row, out, stride, along = t.b * t.C * grid + (i * t.n1 + ja) * t.n2 - t.ox, dst, grid, t.n2
+            wide_lo, wide_hi = lo, hi  # the exact range into the grid
+        update_plane(q, t, out, buf, new - t.floor + line, i, row, stride, along, jb - ja, wide_lo, wide_hi, now - 1,
+                     iw, ja)
+    finish_plane(e, t, out, buf, i, level, row, stride, along, ja, jb, ka, kb)
+
+
+@inner
+def update_plane(q, t, out, buf, ring, i, row, stride, along, rows, lo, hi, step, iw, ja):
+    """The rule on some rows of a plane; `ring` is where they start in the first plane of the level before."""
+    inline_here()
+    o, below, above = ring + (i & 3) * t.plane, ring + ((i - 1) & 3) * t.plane, ring + ((i + 1) & 3) * t.plane
+    side = np.int64(0) if t.flat else t.pitch
+    update_rows(q, out, np.uint64(row), np.uint64(stride), np.uint64(along), buf, np.uint64(o), np.uint64(below),
+                np.uint64(above), np.uint64(o - side), np.uint64(o + side), np.uint64(4 * t.plane), np.uint64(t.pitch),
+                rows, np.uint64(lo), np.uint64(hi), step, iw, ja, i - i, 1 + (i - i), np.uint64(-t.ox))
+
+
+@inner
+def finish_plane(e, t, out, buf, i, level, row, stride, along, ja, jb, ka, kb):
+    """Ends, held rows and ghosts of a plane that has just been written."""
+    keep_apart()
+    lo, hi, now, iw, inside = ka + t.ox, kb + t.ox, t.step + level, wrapped(i, t.n0), level < t.levels
+    at_low, at_high, place = t.bound2 and ka == 0, t.bound2 and kb == t.n2, 8 * t.C * level
+    if (at_low or at_high or t.wrap) and t.vary != BY_ROW:
+        steady_ends(buf, place, t.C, out, row, stride, along, jb - ja, lo, hi, at_low, at_high, t.wrap and inside,
+                    inside, t.n2)
+    edge0 = t.held and (i == 0 or i == t.n0 - 1)
+    if t.vary == BY_ROW or edge0 or (t.held and t.bound1 and (ja == 0 or jb == t.n1)):
+        for j in range(ja, jb):
+            jw, at = wrapped(j, t.n1), row + (j - ja) * along
+            if t.vary == BY_ROW:
+                set_ends(e, t.b, t.C, buf, place, now, iw, jw, t.n1, t.n2)
+                hold_ends(buf, place, t.C, out, at, stride, lo, hi, at_low, at_high)
+            if edge0 or (t.held and t.bound1 and (j == 0 or j == t.n1 - 1)):
+                hold_rows(e, t.b, t.C, out, at, stride, lo, hi, now, iw, jw, -t.ox, t.n0, t.n1, t.n2)
+            if t.vary == BY_ROW and inside:
+                ghost_ends(e, t.b, buf, place, t.C, buf, at, stride, lo, hi, at_low, at_high, now, iw, jw, t.n1, t.n2)
+    if inside and t.bound1 and (ja == 0 or jb == t.n1):
+        ghost_rows(e, t.b, t.C, buf, t.start + level * t.floor + (i & 3) * t.plane, t.plane, t.pitch, ja, jb, t.oy, lo,
+                   hi, now, iw, t.n1, t.n2, -t.ox)
 
 
 @inner

@@ -42,7 +42,8 @@ from fastdiff.kernels._edges import (
     PERIODIC,
     VALUE,
 )
-from fastdiff.kernels._march import At, Star, cell, components_of, sample_of
+from fastdiff.kernels._fields import Cells, lowered
+from fastdiff.kernels._march import At, Star, cell, components_of, map_fields, sample_of
 
 cuda = _cuda.toolkit()
 
@@ -619,6 +620,8 @@ def to_device(data, stream=0):
 
 
 def _field_to_device(field, stream):
+    if hasattr(field, "_fields"):
+        return to_device(field, stream)
     if isinstance(field, np.ndarray):
         return cuda.to_device(np.ascontiguousarray(field), stream=stream)
     return _cuda.wrap(field) if _cuda.on_device(field) else field
@@ -659,9 +662,18 @@ def march_cuda(rule, u, edges, steps, *, step=0, out=None, work=None, values=Non
     if sweeps > 1 and work is None:
         work = _cuda.empty_like(u)
     spare = final if sweeps == 1 else as_space(_cuda.wrap(work))
+    rule = _lowered(rule, u, edges, queue)
     data = to_device(rule, queue), to_device(edges, queue), to_device(NoValues() if values is None else values, queue)
     _launch(data, (here, final, spare), plan, ndim, steps, step, queue)
     return out
+
+
+def _lowered(rule, u, edges, queue):
+    """The rule with its numbers of every cell in the GPU's memory, and its clock set."""
+    map_fields(rule, lambda field: field.check(type(rule).__name__, u) if isinstance(field, Cells) else None)
+    clock = edges.clock if isinstance(edges.clock, np.ndarray) else _cuda.wrap(edges.clock).copy_to_host()
+    return lowered(rule, (ABSENT,) * 3, as_space(u).shape[2:], 0, clock, lambda data: _field_to_device(data, queue) if not _cuda.simulated()
+                   else data)
 
 
 def _march_host(rule, u, edges, steps, step, out, values, stream, plan):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastdiff.kernels._edges import ABSENT, BOUNDED, make_edges
+from fastdiff.kernels._fields import Cells, lowered
 from fastdiff.kernels._march import LANES, components_of, map_fields, run_resident, run_stream
 from fastdiff.kernels._threads import default_threads, scratch, together
 
@@ -72,7 +73,7 @@ def _memory(plan, shape, kinds):
         g0, g1 = 2 * (kinds[0] != ABSENT), 2 * (kinds[1] != ABSENT)
         return 8 * C + LANES + 2 * C * (n0 + g0) * (n1 + g1) * width
     rows = ceil(n1 / plan.tiles[1]) + (0 if kinds[1] == ABSENT else 2 * (plan.depth + 1))
-    return 8 * C + LANES + plan.depth * C * 4 * rows * width
+    return 8 * C * (plan.depth + 1) + LANES + plan.depth * C * 4 * rows * width
 
 
 def space_of(shape):
@@ -97,6 +98,8 @@ def _checked(rule, u, edges, out, work):
         raise ValueError("u, out and work must not share memory")
 
     def for_all(field):
+        if isinstance(field, Cells):
+            field.check(type(rule).__name__, u)
         if not isinstance(field, np.ndarray) or len(field) == len(u):
             return field
         if len(field) != 1:
@@ -121,6 +124,7 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
     kinds = tuple(edges.ints[:3].tolist())
     threads = default_threads() if threads is None else threads
     plan = _fit(plan or plan_for(shape, kinds, u.itemsize, threads, steps), shape)
+    rule = lowered(rule, kinds, shape[2:], plan.depth + 1, edges.clock)
     sweeps = -(-steps // plan.depth)
     here, final = u.reshape(-1), out.reshape(-1)
     spare = final if sweeps == 1 else (np.empty_like(here) if work is None else work.reshape(-1))
@@ -147,7 +151,12 @@ def schedule_of(shape, itemsize, threads=None) -> str:
 
 def prepare(rule, dtype, components, ndim, schedule):
     """Compile a rule for one dtype and schedule, or load it from disk, by a step on a tiny grid."""
-    first = map_fields(rule, lambda field: field[:1] if isinstance(field, np.ndarray) else field)
+    def small(field):
+        if isinstance(field, Cells):
+            return Cells(np.ones([4] * ndim), ndim, dtype)
+        return field[:1] if isinstance(field, np.ndarray) else field
+
+    first = map_fields(rule, small)
     u = np.zeros((1, components, *[4] * ndim), dtype)
     edges = make_edges(u.shape[2:], [True] * ndim, dtype, components=components)
     march(first, u, edges, 1, threads=1, plan=Plan(schedule, (1, 1, 1), 1))

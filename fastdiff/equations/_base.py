@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
+from inspect import signature
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +35,29 @@ class Equation(Protocol):
     def reaction_rate(self) -> float:
         """A bound on how fast the reaction pulls a component down, 1 / time; 0 without one."""
         ...
+
+
+_PROTOCOL = ("names", "batch", "diffusivities", "euler", "stable_dt", "reaction_rate")
+
+
+def check_equation(equation) -> None:
+    """Refuse what does not keep the protocol of equations."""
+    if isinstance(equation, type):
+        raise TypeError(f"equation is {equation.__name__} itself: give it parameters, as in {equation.__name__}()")
+    lacking = [name for name in _PROTOCOL if not hasattr(equation, name)]
+    if lacking:
+        from fastdiff import equations
+
+        known = ", ".join(f"fd.{name}" for name in equations.__all__ if name != "Equation")
+        raise TypeError(f"equation is one of {known}, or an object that has {', '.join(_PROTOCOL)}; "
+                        f"{type(equation).__name__} has no {', '.join(lacking)}")
+
+
+def samples(equation, grid: Grid) -> int:
+    """Samples that an equation's parameters speak of on a grid, which may tell a field from one number a sample."""
+    if "grid" in signature(equation.batch).parameters:
+        return equation.batch(grid)
+    return equation.batch()
 
 
 def parameter(value, what: str, low: float = -np.inf) -> np.ndarray:

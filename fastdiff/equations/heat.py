@@ -1,50 +1,201 @@
 """The heat equation."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from fastdiff.equations._base import axis_values, diffusive_limit
+from fastdiff.equations import _linear
+from fastdiff.equations._base import axis_values, common_batch, diffusive_limit
+from fastdiff.equations._coefficients import at_wall_of, in_space, is_formula, over_grid, samples_in, timed_source, uses
+from fastdiff.equations._laws import FieldLaw
 from fastdiff.grid import Grid
-from fastdiff.kernels import heat
+from fastdiff.kernels import heat, nonlinear, variable
 
 
 @dataclass(frozen=True)
 class Heat:
-    """Heat equation, u_t = D_x u_xx + D_y u_yy + D_z u_zz (Fick's second law, with constant D).
+    """Heat equation, R u_t = div(D grad u) + f, such as u_t = D (u_xx + u_yy + u_zz) (Fick's second law).
 
-    diffusivity  a number; a tuple with one number an axis; or an array with one number a sample. Length² / time.
+    diffusivity  D: a number; an array with one number a sample; an array over the grid, (*grid) or (samples, *grid);
+                 an expression of place, such as "1 + 0.5*sin(x)", or a function; a tuple with one of these an axis; or
+                 an expression in u, such as "u**2". Length² / time
+    source       f: a number or array as the diffusivity, or an expression of place and time. Units of u / time
+    capacity     R: an expression in u, such as "1 + 2*(u + 1e-6)**(-0.1)"; default 1
+    parameters   numbers, or arrays with one number a sample, that expressions in u name
+    bounds       (low, high) between which u is expected, where D or R depends on it: for the choice of the time step
+
+    Where D varies in space, the flux between two cells takes the harmonic mean of theirs: it is right where D jumps.
+    Where D depends on u it takes the arithmetic mean: a front may move into a place where D(u) = 0. What leaves a cell
+    enters its neighbour. Second order in space (kernels/heat.py, variable.py, nonlinear.py).
     """
 
     diffusivity: Any = 1.0
+    source: Any = None
+    capacity: Any = None
+    parameters: Any = field(default_factory=dict)
+    bounds: Any = (0.0, 1.0)
 
     names = ("u",)
+    _mirrored = False
 
     def __post_init__(self):
-        value = self.diffusivity
-        axis_values(value, "diffusivity", len(value) if isinstance(value, tuple | list) else 1)
+        if not self._in_space(None):
+            axis_values(self.diffusivity, "diffusivity", self._axes(1))
+        if not isinstance(self.parameters, Mapping):
+            raise ValueError(f"parameters is a mapping from names to numbers, not {self.parameters!r}")
+        if self.capacity is not None and not isinstance(self.capacity, str):
+            raise ValueError(f"capacity is an expression in u, not {self.capacity!r}: divide the diffusivity instead")
+        self._laws  # noqa: B018  formulas in u are read here
+        if self.parameters and not any(self._laws):
+            raise ValueError("parameters are those of expressions in u, and there is none")
 
-    def batch(self) -> int:
-        """Samples that the diffusivity speaks of."""
-        return len(axis_values(self.diffusivity, "diffusivity", self._axes(1)))
+    @cached_property
+    def _laws(self) -> tuple:
+        """The diffusivity and the capacity as functions of the field, or None."""
+        D = FieldLaw(self.diffusivity, self.parameters, "the diffusivity") if uses(self.diffusivity, "u") else None
+        R = None if self.capacity is None else FieldLaw(self.capacity, self.parameters, "the capacity")
+        return D, R
+
+    def _largest(self) -> float:
+        """The largest D/R, or 1/R where D does not depend on u, between the bounds."""
+        try:
+            low, high = map(float, self.bounds)
+        except (TypeError, ValueError):
+            low = high = np.nan
+        if not (np.isfinite([low, high]).all() and low <= high):
+            raise ValueError(f"bounds are a pair (low, high) of finite numbers, not {self.bounds!r}")
+        u = np.linspace(low, high, 513)
+        D, R = (np.ones((1, 1)) if law is None else law.host(u) for law in self._laws)
+        for values, what, least in ((D, "diffusivity", 0.0), (R, "capacity", 0.0)):
+            if np.nanmin(values) < least or (what == "capacity" and np.nanmin(values) == 0):
+                raise ValueError(f"the {what} falls to {np.nanmin(values):g} between the bounds {low:g} and {high:g} of u")
+        ratio = D / R
+        if not np.isfinite(ratio).any():
+            raise ValueError(f"D(u) / R(u) is finite nowhere between the bounds {low:g} and {high:g} of u")
+        return float(ratio[np.isfinite(ratio)].max())
 
     def _axes(self, ndim: int) -> int:
         return len(self.diffusivity) if isinstance(self.diffusivity, tuple | list) else ndim
 
+    def _parts(self) -> tuple:
+        return tuple(self.diffusivity) if isinstance(self.diffusivity, tuple | list) else (self.diffusivity,)
+
+    def _in_space(self, grid: Grid | None) -> bool:
+        """Whether the diffusivity varies over a grid; without one, whether it has the look of it."""
+        if grid is None:
+            return any(is_formula(part) or np.ndim(part) > (1 if len(self._parts()) == 1 else 0)
+                       for part in self._parts())
+        return any(in_space(part, grid) for part in self._parts())
+
+    def constant(self, grid: Grid) -> bool:
+        """Whether the equation has constant coefficients on a grid, and no source."""
+        return grid.plain and self.source is None and not any(self._laws) and not self._in_space(grid)
+
+    def batch(self, grid: Grid | None = None) -> int:
+        """Samples that the coefficients speak of."""
+        parts = [*self._parts(), *([] if self.source is None else [self.source]), *self.parameters.values()]
+        return common_batch(*(np.empty(samples_in(part, grid)) for part in parts))
+
     def diffusivities(self, grid: Grid) -> np.ndarray:
-        """D of each sample, component and axis, (batch or 1, 1, axes)."""
+        """D of each sample, component and axis, (batch or 1, 1, axes); NaN where it varies in space."""
+        if self._in_space(grid):
+            return np.full((1, 1, grid.ndim), np.nan)
         return axis_values(self.diffusivity, "diffusivity", grid.ndim)[:, None, :]
 
+    def _over(self, grid, batch):
+        """D along each axis, (1 or batch, *grid) each."""
+        parts = self._parts()
+        if len(parts) not in (1, grid.ndim):
+            raise ValueError(f"diffusivity as a tuple has one entry for each of the {grid.ndim} axes of the grid, not "
+                             f"{len(parts)}")
+        fields = [over_grid(part, grid, "diffusivity", batch, 0.0) for part in parts]
+        fields = [np.broadcast_to(f, (len(f), *grid.shape)) for f in fields]
+        return fields * grid.ndim if len(fields) == 1 else fields
+
+    @cached_property
+    def _kept(self) -> dict:
+        return {}
+
+    def _weights(self, grid, batch):
+        """Weights of all neighbours, per time; they are kept, for they serve steps of any length."""
+        key = grid, batch, self._mirrored
+        if key not in self._kept:
+            pairs = [_linear.diffusion(grid, D, axis, self._mirrored, self._wall_values)
+                     for axis, D in enumerate(self._over(grid, batch))]
+            size = max(len(w) for pair in pairs for w in pair)
+            self._kept.clear()
+            self._kept[key] = [np.broadcast_to(w, (size, *grid.shape)) for pair in pairs for w in pair]
+        return self._kept[key]
+
+    def _wall_values(self, D, grid, axis, end):
+        parts = self._parts()
+        return at_wall_of(parts[axis if len(parts) > 1 else 0], D, grid, axis, end)
+
+    def at_wall(self, grid: Grid, batch: int):
+        """A function of component, axis and end that gives D on a wall, (1 or batch, *face); None if D is constant."""
+        if not self._in_space(grid) or self._laws[0] is not None:
+            return None
+        fields = self._over(grid, batch)
+        return lambda c, axis, end: self._wall_values(fields[axis], grid, axis, end)
+
+    def for_walls(self, faces) -> "Heat":
+        """The equation for these walls: if all are held or closed, weights belong to faces (half of the memory)."""
+        if self._laws[0] is not None:
+            return self
+        nodes = faces.grid.centering == "nodes" and faces.grid.lines is None
+        if not nodes or not all(_held_or_closed(wall) for wall in faces.walls.values()):
+            return self
+        mirrored = type(self)(**{name: getattr(self, name) for name in self.__dataclass_fields__})
+        object.__setattr__(mirrored, "_mirrored", True)
+        return mirrored
+
     def euler(self, grid: Grid, dt: float, batch: int, dtype):
-        """FTCS (kernels/heat.py) with r = D dt / dx²."""
-        rate = self.diffusivities(grid)[:, 0] * dt / np.square(grid.spacing)
-        return heat.rule(np.broadcast_to(rate, (batch, grid.ndim)), dtype)
+        """Forward Euler: kernels/heat.py where D is constant, kernels/variable.py where not."""
+        D, R = self._laws
+        if D is not None:
+            rate = np.broadcast_to(dt / (2 * np.square(grid.spacing)), (batch, grid.ndim))
+            rule = nonlinear.rule(rate, D.law(batch, dtype), dtype)
+        elif not grid.plain or self._in_space(grid):
+            rule = variable.rule([w * dt for w in self._weights(grid, batch)], dtype)
+        else:
+            rate = self.diffusivities(grid)[:, 0] * dt / np.square(grid.spacing)
+            rule = heat.rule(np.broadcast_to(rate, (batch, grid.ndim)), dtype)
+        rule = fed(rule, self.source, grid, dt, batch, dtype)
+        return rule if R is None else nonlinear.Stored(rule, R.law(batch, dtype))
 
     def stable_dt(self, grid: Grid, stiffness=None) -> float:
-        """The largest stable FTCS step: 1 / (2 sum of D/dx² over the axes)."""
-        return diffusive_limit(self.diffusivities(grid), grid, stiffness)
+        """The largest stable FTCS step: 1 / (2 sum of D/dx² over the axes), or Gershgorin's bound where D varies."""
+        largest = self._largest() if any(self._laws) else 1.0
+        if self._laws[0] is not None:
+            return diffusive_limit(np.full((1, 1, grid.ndim), largest), grid, stiffness)
+        if grid.plain and not self._in_space(grid):
+            return diffusive_limit(self.diffusivities(grid) * largest, grid, stiffness)
+        return _linear.stable_step(grid, self._weights(grid, self.batch(grid)), None, stiffness) / largest
 
     def reaction_rate(self) -> float:
         """There is no reaction: 0."""
         return 0.0
+
+
+def fed(rule, source, grid: Grid, dt: float, batch: int, dtype):
+    """A rule with a source, if there is one."""
+    if source is None:
+        return rule
+    if uses(source, "t"):
+        return nonlinear.Both(rule, timed_source(source, grid, dt, dtype))
+    numbers = over_grid(source, grid, "source", batch) * dt
+    return variable.Fed(rule, variable.Cells(np.broadcast_to(numbers, (len(numbers), *grid.shape)), grid.ndim, dtype))
+
+
+def _held_or_closed(wall) -> bool:
+    from fastdiff.boundary import CONSTANT, INITIAL
+    from fastdiff.kernels._edges import HOLD
+
+    side = wall.side
+    if side.kind == HOLD:
+        return True
+    closed = wall.how in (CONSTANT, INITIAL) and not np.any(side.value)
+    return closed and np.all(np.asarray(side.alpha) == 0) and np.all(np.asarray(side.beta) == 1)

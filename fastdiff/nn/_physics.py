@@ -91,6 +91,9 @@ def _spread(jet, D, second, c):
 
 
 def _heat(equation, grid):
+    formulas = [equation.diffusivity, getattr(equation, "source", None), getattr(equation, "capacity", None)]
+    if any(v is not None and not _is_number(v) for v in formulas) or formulas[1] is not None:
+        return _formula_heat(equation, grid, *formulas)
     D = equation.diffusivities(grid)[0]
     second = _second(D, grid)
     isotropic = len(second) == 1
@@ -108,6 +111,46 @@ def _heat(equation, grid):
         return {"t": 1.0, **{n + n: -rates[k] for k, n in enumerate(grid.names)}}
 
     return Physics(("u",), values, residual, second, linear, (float(D[0, 0]),))
+
+
+def _is_number(value):
+    if isinstance(value, tuple | list):
+        return all(map(_is_number, value))
+    return not isinstance(value, str) and not callable(value) and np.size(value) == 1
+
+
+def _formula_heat(equation, grid, D, source, capacity):
+    """R(u) u_t = div(D(u, x) grad u) + f(x, t), from formulas: D u_ii + D_i u_i + D_u u_i^2 along each axis."""
+    import sympy
+
+    parameters = {k: _one(v) for k, v in (getattr(equation, "parameters", None) or {}).items()}
+    known = ("u", *parameters, "t", *grid.names)
+
+    def read(value, what):
+        if value is None or _is_number(value):
+            return sympy.Float(0.0 if value is None else _one(value))
+        if not isinstance(value, str):
+            raise ValueError(f"a PINN takes {what} as a number or a formula, not {type(value).__name__}")
+        return formula(value, known).sympy()
+
+    axes = D if isinstance(D, tuple | list) else [D] * grid.ndim
+    made = [read(v, "the diffusivity") for v in axes]
+    symbol = lambda name: sympy.Symbol(name, real=True)
+    parts = [[torch_function(e, known) for e in (d, sympy.diff(d, symbol(n)), sympy.diff(d, symbol("u")))]
+             for d, n in zip(made, grid.names)]
+    f = torch_function(read(source, "the source"), known)
+    R = torch_function(sympy.Float(1.0) if capacity is None else read(capacity, "the capacity"), known)
+
+    def residual(jet, places, values):
+        given = [jet.value[:, 0], *(values[p] for p in parameters), places["t"], *(places[n] for n in grid.names)]
+        r = R(*given) * jet.t[:, 0] - f(*given)
+        for n, (d, along, by_u) in zip(grid.names, parts):
+            slope = jet[n][:, 0]
+            r = r - d(*given) * jet[n + n][:, 0] - along(*given) * slope - by_u(*given) * slope**2
+        return r[:, None]
+
+    size = sum(abs(float(m.subs({s: 0.5 for s in m.free_symbols}))) for m in made[:1])
+    return Physics(("u",), parameters, residual, tuple(n + n for n in grid.names), None, (size or 1.0,))
 
 
 def _reaction(names, D, reaction, parameters, grid):

@@ -25,9 +25,13 @@ class Euler:
 
     def __init__(self, equation, grid, boundary, batch, dtype, initial=None, threads=None):
         self.equation, self.grid, self.batch, self.dtype, self.threads = equation, grid, batch, np.dtype(dtype), threads
-        self.faces = lower(boundary, grid, equation.names, batch, dtype, initial, equation.diffusivities(grid))
+        at_wall = equation.at_wall(grid, batch) if hasattr(equation, "at_wall") else None
+        self.faces = lower(boundary, grid, equation.names, batch, dtype, initial, equation.diffusivities(grid), at_wall)
+        if hasattr(equation, "for_walls"):
+            self.equation = equation = equation.for_walls(self.faces)
         self.limit = equation.stable_dt(grid, self.faces.stiffness)
-        self.default_dt = SAFETY * 2 / (2 / self.limit + equation.reaction_rate()) if self.limit < np.inf else np.inf
+        fastest = 2 / self.limit + equation.reaction_rate()
+        self.default_dt = SAFETY * 2 / fastest if fastest > 0 else np.inf
         self._rules = {}
 
     def check(self, dt):

@@ -165,4 +165,16 @@ def corner(distance, jump, slope, D):
     return jump * sympy.erfc(eta) + slope * t * second
 
 
-__all__ = ["LETTERS", "Side", "Spline", "Sum", "Symbolic", "corner", "initial_field", "symbols"]
+def smoothed(distance, slope, D):
+    """What diffusion adds to an initial kink slope |distance|: 2 slope sqrt(D t) ierfc(distance/(2 sqrt(D t))).
+
+    ierfc(eta) = exp(-eta^2)/sqrt(pi) - eta erfc(eta). Source: Carslaw and Jaeger, as above, section 2.5, eq. (7).
+    """
+    import sympy
+
+    t = symbols()["t"]
+    eta = distance / (2 * sympy.sqrt(D * t))
+    return 2 * slope * sympy.sqrt(D * t) * (sympy.exp(-(eta**2)) / sympy.sqrt(sympy.pi) - eta * sympy.erfc(eta))
+
+
+__all__ = ["LETTERS", "Side", "Spline", "Sum", "Symbolic", "corner", "initial_field", "smoothed", "symbols"]

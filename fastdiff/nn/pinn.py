@@ -17,7 +17,7 @@ from fastdiff.boundary import Dirichlet
 from fastdiff.expressions import formula
 from fastdiff.grid import Grid
 from fastdiff.nn import _fit
-from fastdiff.nn._fields import LETTERS, Sum, Symbolic, corner, initial_field, symbols
+from fastdiff.nn._fields import LETTERS, Sum, Symbolic, corner, initial_field, smoothed, symbols
 from fastdiff.nn._physics import Physics, Residual, physics_of, value_of, wall_residual, walls
 from fastdiff.nn.functional.jet import jet_jacobian, jet_mlp, jet_residual
 from fastdiff.nn.jet import Channels, FourierFeatures, Jet, JetMLP
@@ -134,7 +134,7 @@ class PINN(torch.nn.Module):
         t, wanted = symbols()["t"], self._holdable()
         gate, fields = 1, []
         if self.initial is not None:
-            gate, fields = gate * t / self.t_end, [self.initial]
+            gate, fields = gate * t / self.t_end, [self.initial, *self._seam()]
             self.built_in.add("initial values")
         if wanted is not None:
             lift, bump = self._lift(wanted)
@@ -146,6 +146,18 @@ class PINN(torch.nn.Module):
                              'values are numbers or formulas in t, of one component: use "auto" or "soft"')
         if self.built_in:
             self.known, self.gate = (Sum(*fields) if fields else None), Symbolic(_symbolic(gate))
+
+    def _seam(self):
+        """What smooths a kink of the initial values where a periodic axis closes, as the heat equation does; in 1-D."""
+        if self.grid.ndim != 1 or not self.grid.periodic[0] or len(self.physics.names) > 1:
+            return []
+        low, high = self.grid.extent[0]
+        ends = self.initial(np.array([[0.0, low], [0.0, high]]), Channels("tx", "x"))[1, :, 0]
+        kink = float(ends[0] - ends[1]) / 2
+        if abs(kink) < 1e-9 * (1 + np.abs(ends).max()):
+            return []
+        x = symbols()["x"]
+        return [Symbolic(sum(smoothed(d, kink, self.physics.diffusion[0]) for d in (x - low, high - x)))]
 
     def _holdable(self):
         """The two walls' values as SymPy expressions of t, if they can be built in."""
@@ -389,7 +401,7 @@ class PINN(torch.nn.Module):
         if self.known is not None:
             k = dict(zip(jets.all, self.known(at, jets)[..., 0]))
             f = -(k["t"] + sum(rates[name] * k[name + name] for name in self.grid.names))
-        row = lambda v: torch.as_tensor(np.ascontiguousarray(np.broadcast_to(v, n)), dtype=self.dtype)
+        row = lambda v: torch.tensor(np.broadcast_to(v, n), dtype=self.dtype)
         return [row(v) for v in a], [row(v * s) for v, s in zip(b, self.scale)], row(c), row(f)
 
     def _weight(self, term):

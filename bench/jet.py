@@ -133,7 +133,8 @@ def torch_steps(net, x):
         return run
 
     made = {"double autograd": step(nested), "torch.func": step(functional), "torch jets": step(by_jets),
-            "torch.func hessian, compiled": step(torch.compile(hessian)), "torch jets, compiled": step(torch.compile(by_jets))}
+            "torch.func hessian, compiled": step(torch.compile(hessian)),
+            "torch jets, compiled": step(torch.compile(by_jets))}
     return made
 
 
@@ -198,8 +199,9 @@ def checked(made):
             continue
         flat = np.concatenate([np.ravel(np.asarray(g)) for g in gradient]) if isinstance(gradient, list) else gradient
         error = np.abs(np.asarray(flat) - wanted.numpy()).max() / np.abs(wanted.numpy()).max()
-        if not (error < 1e-3 and abs(float(np.asarray(getattr(loss, 'detach', lambda: loss)())) / float(value.detach()) - 1) < 1e-3):
-            raise AssertionError(f"{name} gives another loss or gradient: {float(loss)} for {float(value)}, {error:.1e}")
+        number, right = (float(v.detach()) if hasattr(v, "detach") else float(v) for v in (loss, value))
+        if not (error < 1e-3 and abs(number / right - 1) < 1e-3):
+            raise AssertionError(f"{name} gives another loss or gradient: {number} for {right}, {error:.1e}")
     return made
 
 
@@ -217,7 +219,7 @@ def _multiply_adds(typingctx, array, count):
         sums = [a] * 24
         sums = _blocks._loop(builder, args[1], sums, lambda k, s: [_blocks._multiply_add(builder, v, a, a) for v in s])
         total = sums[0]
-        for k, part in enumerate(sums[1:]):
+        for part in sums[1:]:
             total = builder.fadd(total, part)
         _blocks._store(builder, total, base, 4)
         return context.get_dummy_value()
@@ -351,8 +353,8 @@ def _rows(case, widths, points, seconds, memory, options):
 def markdown(found, about) -> str:
     """The table, and the machine it was measured on."""
     lines = ["# Training steps of physics-informed networks", "", about, "",
-             "float32, tanh; one step is loss, forward and backward to all parameters. Ratio: double autograd's time over "
-             "ours. Memory: growth of the process in one step.", "",
+             "float32, tanh; one step is loss, forward and backward to all parameters. Ratio: double autograd's time "
+             "over ours. Memory: growth of the process in one step.", "",
              "| case | ours | ratio | target | met | opponents |", "|---|---|---|---|---|---|"]
     lines += [f"| {r.case} | {r.ours} | {r.ratio:.2f} | {r.target} | {'yes' if r.met else '**no**'} | {r.baseline} |"
               for r in found]

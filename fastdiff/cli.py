@@ -13,9 +13,14 @@ import typer
 from rich.markup import escape
 
 from fastdiff.commands import err, out, plainly, read_shape
+from fastdiff.commands.train_pinn import pinn
 
 app = typer.Typer(help="Compiled diffusion solvers, and the training data they make.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
+train = typer.Typer(help="Train a network.", no_args_is_help=True)
+train.command()(pinn)
+train.callback()(lambda: None)  # a group, however many commands it has
+app.add_typer(train, name="train")
 
 
 @app.command()

@@ -353,7 +353,7 @@ class _Row:
 
 
 def _rowwise(inputs, outputs, doc):
-    """Decorator: `f(*rows) -> rows` becomes an intrinsic `(array, places)`, with the offsets of inputs, then outputs."""
+    """Decorator: `f(*rows) -> rows` becomes an intrinsic `(array, places)`: offsets of inputs, then outputs."""
 
     def wrap(function):
         @intrinsic

@@ -48,10 +48,10 @@ from fastdiff.kernels._blocks import (
     row_mul3_add,
     row_mul_add,
     row_negate,
+    row_second,
     row_silu,
     row_sum,
     row_tanh,
-    row_second,
     row_two,
     times,
 )
@@ -735,7 +735,7 @@ def residual(x, theta, widths, seeds, terms, a, b, c, f, weight, activation="tan
     `b`, and c, f and weight, have one number or one a point.
     """
     full = [(0, i, j) for i, j in terms]
-    x, theta, seeds = _checked(x, theta, widths, seeds, full or [(0, 0, 0)][:0], activation)
+    x, theta, seeds = _checked(x, theta, widths, seeds, full, activation)
     factors = [np.ascontiguousarray(v, x.dtype).reshape(-1) for v in (*a, *b, c, f, weight)]
     n = len(x)
     if len(a) != len(terms) or len(b) != widths[0] or widths[-1] != 1 or x.ndim != 2:

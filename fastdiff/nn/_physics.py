@@ -149,7 +149,7 @@ def _formula_heat(equation, grid, D, source, capacity):
             r = r - d(*given) * jet[n + n][:, 0] - along(*given) * slope - by_u(*given) * slope**2
         return r[:, None]
 
-    size = sum(abs(float(m.subs({s: 0.5 for s in m.free_symbols}))) for m in made[:1])
+    size = sum(abs(float(m.subs(dict.fromkeys(m.free_symbols, 0.5)))) for m in made[:1])
     return Physics(("u",), parameters, residual, tuple(n + n for n in grid.names), None, (size or 1.0,))
 
 

@@ -365,7 +365,9 @@ class ModifiedMLP(_Blocks):
 
 
 class ResidualMLP(_Blocks):
-    """Residual blocks h <- h + sigma(W sigma(W h + b) + b); arguments as of JetMLP, hidden layers of one width, in pairs.
+    """Residual blocks h <- h + sigma(W sigma(W h + b) + b).
+
+    Arguments as of JetMLP; hidden layers of one width: the first, and then pairs.
 
     Source: He et al., CVPR 2016, eq. 1, with smooth activations.
     """
@@ -374,7 +376,7 @@ class ResidualMLP(_Blocks):
         super().__init__()
         d, *hidden, outputs = widths
         if len(set(hidden)) != 1 or len(hidden) % 2 == 0:
-            raise ValueError(f"a residual MLP has one hidden layer and then pairs of them, all of one width: not {hidden}")
+            raise ValueError(f"a residual MLP has one hidden layer and then pairs, all of one width: not {hidden}")
         self.names = _NAMES.get(d, "abcdefgh"[:d]) if names is None else names
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         made = lambda i, o, activate=True: _Layer(i, o, activation, generator, dtype, activate)

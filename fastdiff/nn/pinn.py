@@ -75,7 +75,7 @@ class PINN(torch.nn.Module):
 
     equation     fd.Heat, fd.ReactionDiffusion and the named ones, fd.Burgers, or fd.nn.Residual of your own
     grid         fd.Grid: its domain; its points are those of the comparison with fd.solve
-    u0           initial values: a formula in x, y, z (exact), or an array as fd.solve takes it (splines); None if unknown
+    u0           initial values: a formula in x, y, z (exact), or an array as fd.solve takes it (splines); None: unknown
     t_end        end of the time interval from 0
     boundary     as of fd.solve; default no flux. Periodic axes are built in by Fourier features
     constraints  "auto": build in what can be: the initial values, and Dirichlet walls in one dimension; "soft": only
@@ -272,7 +272,8 @@ class PINN(torch.nn.Module):
 
     def jet(self, points, first="t", second=()) -> Jet:
         """u and derivatives at points (N, 1 + axes), columns t, x, y, z."""
-        term = self._term("points", points, self._channels(first, [second] if isinstance(second, str) else second), None)
+        channels = self._channels(first, [second] if isinstance(second, str) else second)
+        term = self._term("points", points, channels, None)
         return self._joined(term, self._raw(term))
 
     def forward(self, t, *places):
@@ -318,7 +319,8 @@ class PINN(torch.nn.Module):
         given = condition._value()
         if isinstance(condition, Dirichlet) and given is None:
             if self.initial is None:
-                raise ValueError("fd.Dirichlet() holds the initial values, which are not given: write fd.Dirichlet(value)")
+                raise ValueError("fd.Dirichlet() holds the initial values, which are not given: write "
+                                 "fd.Dirichlet(value)")
             g = self.initial(at, self._channels())[0, :, c]
         else:
             g = value_of(given, at, self.grid, axis)
@@ -598,7 +600,8 @@ class PINN(torch.nn.Module):
         with torch.no_grad():
             r = self._residual_of(term, self._raw(term)).abs().sum(1).double().numpy()
         chance = r / r.mean() + 1.0 if r.mean() > 0 else np.ones(len(r))
-        picked = np.random.default_rng(self.seed + self.draws).choice(len(r), self.count - few, False, chance / chance.sum())
+        rng = np.random.default_rng(self.seed + self.draws)
+        picked = rng.choice(len(r), self.count - few, False, chance / chance.sum())
         self.terms = self._make_terms(np.concatenate([self._draw(few), many[picked]]))
 
     # -- results -------------------------------------------------------------------------------------------------------

@@ -230,8 +230,8 @@ def jet_mlp(x, theta, widths: Sequence[int], seeds, terms=(), activation: str = 
 def jet_residual(x, theta, widths: Sequence[int], seeds, terms, a, b, c, f, weight, activation: str = "tanh"):
     """Mean over the points of weight (L u + c u - f)^2, and the residuals, with the gradient formed in the same pass.
 
-    L u = sum over `terms` (i, j) of a u_ij + sum over inputs k of b_k u_k; i and j are rows of `seeds`. Each of a, b, c,
-    f and weight is a tensor of one number or of one a point (N). Returns (loss, residuals (N)). Differentiable by
+    L u = sum over `terms` (i, j) of a u_ij + sum over inputs k of b_k u_k; i and j are rows of `seeds`. Each of a, b,
+    c, f and weight is a tensor of one number or of one a point (N). Returns (loss, residuals (N)). Differentiable by
     theta alone, once.
     """
     _check(x, theta, widths, activation)

@@ -54,7 +54,7 @@ def front(t, x, D=0.01, r=1.0, start=0.2):
 
 
 def burgers(t, x, nu=0.01 / np.pi, nodes: int = 120):
-    """u(x, 0) = -sin(pi x), by Cole and Hopf and Gauss-Hermite quadrature; Basdevant et al., Comput. Fluids 14 (1986)."""
+    """u(x, 0) = -sin(pi x), by Cole and Hopf and Gauss-Hermite; Basdevant et al., Comput. Fluids 14 (1986)."""
     z, w = np.polynomial.hermite.hermgauss(nodes)
     t, x = np.broadcast_arrays(t, x)
     y = x[..., None] - np.sqrt(4 * nu * t)[..., None] * z

@@ -895,20 +895,39 @@ def _machine_code(dtype):
         (outer_add, (*[place] * 3, array, place, array, place, array, place))]
 
 
-def _kernel(name, reference, cpu, sample, outputs, shapes, large, tolerance):
-    return Kernel(name=name, reference=reference, cpu=cpu, sample=sample, outputs=outputs, shapes=shapes, large=large,
-                  machine_code=_machine_code, tolerance=tolerance)
+def _cuda_forward(x, theta, widths, seeds, out=None, **net):
+    from fastdiff.kernels._jet_cuda import forward
+
+    return forward(x, theta, widths, seeds, out=out, **net)
+
+
+def _cuda_adjoint(x, theta, widths, seeds, cot, out=None, **net):
+    from fastdiff.kernels._jet_cuda import adjoint
+
+    return adjoint(x, theta, widths, seeds, cot, out=out, **net)
+
+
+def _ptx(dtype):
+    from fastdiff.kernels._jet_cuda import launches
+
+    return launches(dtype)
+
+
+def _kernel(name, reference, cpu, sample, outputs, shapes, large, tolerance, cuda=None):
+    return Kernel(name=name, reference=reference, cpu=cpu, cuda=cuda, sample=sample, outputs=outputs, shapes=shapes,
+                  large=large, machine_code=_machine_code, ptx=_ptx if cuda else None, tolerance=tolerance)
 
 
 _LARGE = (10000, 64, 64, 64, 64)
 KERNELS = [
     *(_kernel(f"jet_{act}", reference, forward, _sample(act), _outputs, SHAPES if act == "tanh" else _SINGLE, _LARGE,
-              64) for act in ACTIVATIONS),
+              64, _cuda_forward) for act in ACTIVATIONS),
     *(_kernel(f"jet_{act}_adjoint", reference_adjoint, adjoint, _sample(act, cot=True), _outputs_adjoint,
-              SHAPES if act == "tanh" else _SINGLE, _LARGE, 128) for act in ACTIVATIONS),
-    _kernel("jet_chain", reference, forward, _sample("tanh", jets=True, last=True), _outputs, _SINGLE, _LARGE, 64),
+              SHAPES if act == "tanh" else _SINGLE, _LARGE, 128, _cuda_adjoint) for act in ACTIVATIONS),
+    _kernel("jet_chain", reference, forward, _sample("tanh", jets=True, last=True), _outputs, _SINGLE, _LARGE, 64,
+            _cuda_forward),
     _kernel("jet_chain_adjoint", reference_adjoint, adjoint, _sample("sin", cot=True, jets=True, last=True),
-            _outputs_adjoint, _SINGLE, _LARGE, 128),
+            _outputs_adjoint, _SINGLE, _LARGE, 128, _cuda_adjoint),
     _kernel("jet_residual", reference_residual, residual, _sample_residual, _outputs_residual, SHAPES, _LARGE, 128),
     _kernel("jet_jacobian", reference_jacobian, jacobian, _sample("tanh", cot=True), _outputs_jacobian, SHAPES,
             (2000, 20, 20), 128),

@@ -264,6 +264,8 @@ class JetMLP(nn.Module):
             raise ValueError(f"residual_loss is for networks with one output, not {self.widths[-1]}: use jet")
         second = [k for k in operator if len(k) == 2]
         channels = Channels(self.names, "", second)
+        if x.is_cuda:
+            raise ValueError("residual_loss runs on the CPU: on a GPU use net.jet(...), whose kernels run there")
         for key in operator:
             if len(key) != 2 and key not in ("u", *self.names):
                 raise ValueError(f"unknown term {key!r} of an operator; known: u, {', '.join(self.names)}, and pairs "

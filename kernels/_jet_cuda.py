@@ -314,11 +314,11 @@ def adjoint(x, theta, widths, seeds, cot, terms=(), activation="tanh", last=Fals
     return grad, xbar
 
 
-def launches(dtype):
-    """What the PTX gate compiles: four channels and five."""
+def launches(dtype, channels):
+    """What the PTX gate compiles: the network for some numbers of channels, and the sum of the blocks' gradients."""
     from fastdiff.kernels._contract import Launch
 
     array, ints = np.zeros(1, dtype), np.zeros(1, np.int64)
     arguments = (ints, array, array, array, ints, array, array, array, array, array, array)
     return [Launch(f"network, {C} channels", network_kernel(C, np.dtype(dtype).name), arguments, (THREADS, 1))
-            for C in (4, 5)] + [Launch("sum", sum_kernel(), (array, 1, 1, array), (64, 1))]
+            for C in channels] + [Launch("sum", sum_kernel(), (array, 1, 1, array), (64, 1))]

@@ -907,15 +907,24 @@ def _cuda_adjoint(x, theta, widths, seeds, cot, out=None, **net):
     return adjoint(x, theta, widths, seeds, cot, out=out, **net)
 
 
-def _ptx(dtype):
-    from fastdiff.kernels._jet_cuda import launches
+def _ptx(*channels):
+    """One CUDA kernel serves all activations: it is compiled for some numbers of channels, and not for each again."""
 
-    return launches(dtype)
+    def launches(dtype):
+        from fastdiff.kernels._jet_cuda import launches
+
+        return launches(dtype, channels)
+
+    return launches
+
+
+_CHANNELS = {"jet_tanh": (4,), "jet_tanh_adjoint": (5,)}
 
 
 def _kernel(name, reference, cpu, sample, outputs, shapes, large, tolerance, cuda=None):
     return Kernel(name=name, reference=reference, cpu=cpu, cuda=cuda, sample=sample, outputs=outputs, shapes=shapes,
-                  large=large, machine_code=_machine_code, ptx=_ptx if cuda else None, tolerance=tolerance)
+                  large=large, machine_code=_machine_code, ptx=_ptx(*_CHANNELS.get(name, ())) if cuda else None,
+                  tolerance=tolerance)
 
 
 _LARGE = (10000, 64, 64, 64, 64)

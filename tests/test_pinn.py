@@ -103,8 +103,9 @@ def test_formulas_and_arrays_of_initial_values_agree():
     (fd.AllenCahn(0.01, 1.0), "0.5*cos(2*pi*x)", (33,)),
     *([(fd.Burgers(0.1), "sin(pi*x)", (33,))] if hasattr(fd, "Burgers") else []),
     (fd.Heat("0.1 + 0.1*x", source="sin(pi*x)"), "x*0", (33,)),
+    (fd.AdvectionDiffusion(0.1, 0.5, scheme="central"), "exp(-20*(x-0.4)^2)", (201,)),
     (fd.Heat("0.1 + 0.1*u"), "0.5 + 0.3*cos(pi*x)", (33,)),
-], ids=lambda v: type(v).__name__ if hasattr(v, "euler") else None)
+], ids=lambda v: type(v).__name__ if hasattr(v, "euler") else "")
 def test_solves_what_the_solver_solves(equation, u0, shape):
     centering = "cells" if len(shape) == 2 else "nodes"
     grid = fd.Grid(shape, periodic=isinstance(equation, fd.AllenCahn), centering=centering)
@@ -186,6 +187,8 @@ def test_what_does_not_fit_is_refused():
         PINN(fd.Heat((1.0, 2.0)), grid, "x")
     with pytest.raises(ValueError, match=r"shape \(21\)"):
         PINN(fd.Heat(1.0), grid, np.zeros(22))
+    with pytest.raises(ValueError, match="Cartesian"):
+        PINN(fd.Heat(1.0), fd.Grid(21, (0.5, 1.0), geometry="polar"), "x")
     with pytest.raises(ValueError, match="unknown name 'y'"):
         PINN(fd.Heat(1.0), grid, "x*y")
     with pytest.raises(ValueError, match="it has diffusivity"):

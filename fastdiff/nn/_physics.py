@@ -55,6 +55,9 @@ def torch_function(expression, names):
 
 def physics_of(equation, grid: Grid) -> Physics:
     """The residual of an equation on a grid's domain."""
+    geometry = getattr(grid, "geometry", "cartesian")
+    if geometry != "cartesian":
+        raise ValueError(f"a PINN works in Cartesian coordinates: the grid is {geometry}")
     if hasattr(equation, "batch") and equation.batch() != 1:
         raise ValueError(f"a PINN solves one problem at a time, but the parameters are given for {equation.batch()} "
                          "samples")
@@ -62,6 +65,8 @@ def physics_of(equation, grid: Grid) -> Physics:
     equation = getattr(equation, "system", equation)  # of a named equation: its reactions as strings
     if name == "Heat":
         return _heat(equation, grid)
+    if name == "AdvectionDiffusion":
+        return _formula_heat(equation, grid, equation.diffusivity, equation.source, None, equation.velocity)
     if name == "GrayScott":
         return _reaction(("u", "v"), equation.diffusivities(grid)[0], {"u": "-u*v**2 + F*(1 - u)",
                          "v": "u*v**2 - (F + k)*v"}, {"F": _one(equation.F), "k": _one(equation.k)}, grid)
@@ -70,8 +75,8 @@ def physics_of(equation, grid: Grid) -> Physics:
     if hasattr(equation, "reaction") and hasattr(equation, "diffusivities"):
         values = {k: _one(v) for k, v in equation.parameters.items()}
         return _reaction(tuple(equation.names), equation.diffusivities(grid)[0], equation.reaction, values, grid)
-    raise TypeError(f"no residual is known for {name}: a PINN takes fd.Heat, fd.ReactionDiffusion and the named "
-                    "reaction-diffusion equations, fd.Burgers; or write fd.nn.Residual(...)")
+    raise TypeError(f"no residual is known for {name}: a PINN takes fd.Heat, fd.AdvectionDiffusion, "
+                    "fd.ReactionDiffusion and the named ones, fd.Burgers; or write fd.nn.Residual(...)")
 
 
 def _one(value):
@@ -119,8 +124,8 @@ def _is_number(value):
     return not isinstance(value, str) and not callable(value) and np.size(value) == 1
 
 
-def _formula_heat(equation, grid, D, source, capacity):
-    """R(u) u_t = div(D(u, x) grad u) + f(x, t), from formulas: D u_ii + D_i u_i + D_u u_i^2 along each axis."""
+def _formula_heat(equation, grid, D, source, capacity, velocity=0.0):
+    """R(u) u_t = div(D(u, x) grad u - v u) + f(x, t), from formulas: D u_ii + D_i u_i + D_u u_i^2 along each axis."""
     import sympy
 
     parameters = {k: _one(v) for k, v in (getattr(equation, "parameters", None) or {}).items()}
@@ -138,14 +143,18 @@ def _formula_heat(equation, grid, D, source, capacity):
     symbol = lambda name: sympy.Symbol(name, real=True)
     parts = [[torch_function(e, known) for e in (d, sympy.diff(d, symbol(n)), sympy.diff(d, symbol("u")))]
              for d, n in zip(made, grid.names)]
+    flow = [read(v, "the velocity") for v in (velocity if isinstance(velocity, tuple | list) else [velocity])]
+    flow = flow + flow[:1] * (grid.ndim - len(flow))
+    carried = [[torch_function(e, known) for e in (v, sympy.diff(v, symbol(n)))] for v, n in zip(flow, grid.names)]
     f = torch_function(read(source, "the source"), known)
     R = torch_function(sympy.Float(1.0) if capacity is None else read(capacity, "the capacity"), known)
 
     def residual(jet, places, values):
         given = [jet.value[:, 0], *(values[p] for p in parameters), places["t"], *(places[n] for n in grid.names)]
         r = R(*given) * jet.t[:, 0] - f(*given)
-        for n, (d, along, by_u) in zip(grid.names, parts):
+        for n, (d, along, by_u), (v, spread) in zip(grid.names, parts, carried):
             slope = jet[n][:, 0]
+            r = r + v(*given) * slope + spread(*given) * jet.value[:, 0]
             r = r - d(*given) * jet[n + n][:, 0] - along(*given) * slope - by_u(*given) * slope**2
         return r[:, None]
 

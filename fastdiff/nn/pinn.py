@@ -507,7 +507,7 @@ class PINN(torch.nn.Module):
         with _Bar(progress, steps, seconds) as advance:
             for part in range(1, curriculum + 1):
                 self._open(part / curriculum)
-                share = None if seconds is None else seconds * part / curriculum
+                share = None if seconds is None else seconds * (1 if part == curriculum else 0.5 * part / curriculum)
                 step = getattr(self, f"_{optimiser}")(lr, steps)
                 for n in range(steps // curriculum):
                     if refine and n and n % refine == 0:

@@ -184,7 +184,7 @@ def _gradient(bars, steps):
 
 def _filled(out, *results):
     if out is None:
-        return results if len(results) > 1 else results[0]
+        return results[0] if len(results) == 1 else results
     for place, result in zip(out if isinstance(out, tuple) else (out,), results):
         place[...] = result
     return out

@@ -171,6 +171,17 @@ def test_picture_and_solution(tmp_path):
     assert pinn.solution([0.1, 0.5]).u.shape == (2, 41)
 
 
+def test_command_line(tmp_path):
+    from typer.testing import CliRunner
+
+    from fastdiff.cli import app
+
+    picture = tmp_path / "rod.png"
+    run = CliRunner().invoke(app, ["train", "pinn", "rod", "--seconds", "0.5", "--out", str(picture)])
+    assert run.exit_code == 0 and picture.stat().st_size > 5000, run.output
+    assert CliRunner().invoke(app, ["train", "pinn", "bridge"]).exit_code == 1
+
+
 def test_losses_that_are_not_finite_stop_and_say_where():
     pinn = PINN(fd.nn.Residual(lambda u_t, u_xx, x: u_t - u_xx + 1 / (x - x)), fd.Grid(21), "sin(pi*x)", 0.5, WALLS,
                 width=4, depth=1, points=20)

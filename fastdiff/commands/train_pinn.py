@@ -1,7 +1,7 @@
 """`fastdiff train pinn PROBLEM`: train a physics-informed network, and compare it with the solver."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -9,7 +9,7 @@ from rich.markup import escape
 from fastdiff.commands import out, plainly
 
 
-def _rod():
+def _rod() -> dict[str, Any]:
     """The tutorial's rod: ends at sin t and exp(-t), which contradicts sin(pi x) at (1, 0)."""
     import fastdiff as fd
 
@@ -17,7 +17,7 @@ def _rod():
                 boundary={"x": (fd.Dirichlet("sin(t)"), fd.Dirichlet("exp(-t)"))})
 
 
-def _front():
+def _front() -> dict[str, Any]:
     """A Fisher-KPP front that moves to the right."""
     import fastdiff as fd
 

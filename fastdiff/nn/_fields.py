@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.expressions import formula
+from fastdiff.expressions import Expression
 from fastdiff.grid import Grid
 
 _SPACE = "xyz"
@@ -123,14 +123,15 @@ class Side:
         return np.concatenate([f(points, channels) for f in self.fields], -1)
 
 
-def initial_field(u0, grid: Grid, names):
+def initial_field(u0: Any, grid: Grid, names):
     """u0 as a field: a formula in x, y, z, a list of these (one a component), or an array as `fd.solve` takes it."""
     if isinstance(u0, str) or (isinstance(u0, dict | list | tuple) and all(isinstance(v, str) for v in _listed(u0))):
         texts = [u0] if isinstance(u0, str) else [u0[n] for n in names] if isinstance(u0, dict) else list(u0)
         if len(texts) != len(names):
             raise ValueError(f"u0 has {len(texts)} formulas, but the components are {', '.join(names)}")
-        return Side([Symbolic(formula(text, grid.names).sympy()) for text in texts])
-    values = np.asarray(u0.detach().cpu() if hasattr(u0, "detach") else u0, np.float64)
+        return Side([Symbolic(Expression(text, grid.names).sympy()) for text in texts])
+    given: Any = u0
+    values = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, np.float64)
     if values.shape == grid.shape and len(names) == 1:
         values = values[None]
     if values.shape != (len(names), *grid.shape):

@@ -89,7 +89,8 @@ def sobol(n: int, low, high, seed: int) -> np.ndarray:
     """n scrambled Sobol points in a box."""
     from scipy.stats import qmc
 
-    engine = qmc.Sobol(len(low), seed=np.random.default_rng(seed))
+    sampler: Any = qmc.Sobol
+    engine = sampler(len(low), seed=np.random.default_rng(seed))
     points = engine.random_base2(int(np.ceil(np.log2(max(n, 2)))))[:n]
     return np.asarray(low) + points * (np.asarray(high) - np.asarray(low))
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fastdiff.boundary import Dirichlet, Flux, Robin, conditions
-from fastdiff.expressions import formula
+from fastdiff.expressions import Expression, formula
 from fastdiff.grid import Grid
 
 _TORCH = {"exp": torch.exp, "log": torch.log, "sin": torch.sin, "cos": torch.cos, "tan": torch.tan, "sinh": torch.sinh,
@@ -136,7 +136,7 @@ def _formula_heat(equation, grid, D, source, capacity, velocity=0.0):
             return sympy.Float(0.0 if value is None else _one(value))
         if not isinstance(value, str):
             raise ValueError(f"a PINN takes {what} as a number or a formula, not {type(value).__name__}")
-        return formula(value, known).sympy()
+        return Expression(value, known).sympy()
 
     axes = D if isinstance(D, tuple | list) else [D] * grid.ndim
     made = [read(v, "the diffusivity") for v in axes]
@@ -166,7 +166,7 @@ def _reaction(names, D, reaction, parameters, grid):
     second = _second(D, grid)
     letters = ("t", *grid.names)
     known = (*names, *parameters, *letters)
-    terms = [torch_function(formula(_text(reaction[n]), known).sympy(), known) for n in names]
+    terms = [torch_function(Expression(_text(reaction[n]), known).sympy(), known) for n in names]
     isotropic = len(second) == 1
     rates = {("diffusivity" if len(names) == 1 and isotropic else
               f"D_{n}" if isotropic else f"D_{n}_{axis}"): float(D[c, k])
@@ -256,7 +256,8 @@ def value_of(given, points: np.ndarray, grid: Grid, axis: int) -> np.ndarray:
 
     others = [k for k in range(grid.ndim) if k != axis]
     table = values.reshape([grid.shape[k] for k in others])
-    look = RegularGridInterpolator([grid.points(k) for k in others], table, bounds_error=False, fill_value=None)
+    outside: Any = None  # carried on beyond the last points
+    look = RegularGridInterpolator([grid.points(k) for k in others], table, bounds_error=False, fill_value=outside)
     return look(points[:, [1 + k for k in others]])
 
 

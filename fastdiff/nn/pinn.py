@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fastdiff.boundary import Dirichlet
-from fastdiff.expressions import formula
+from fastdiff.expressions import Expression
 from fastdiff.grid import Grid
 from fastdiff.nn import _fit
 from fastdiff.nn._fields import LETTERS, Sum, Symbolic, corner, initial_field, smoothed, symbols
@@ -107,7 +107,7 @@ class PINN(torch.nn.Module):
             raise ValueError(f'unknown constraints {constraints!r}; known: "auto", "soft", "hard"')
         self.equation, self.grid, self.t_end, self.boundary, self.dtype = equation, grid, float(t_end), boundary, dtype
         self.physics: Physics = equation.physics(grid) if isinstance(equation, Residual) else physics_of(equation, grid)
-        self.initial = None if u0 is None else initial_field(u0, grid, self.physics.names)
+        self.initial: Any = None if u0 is None else initial_field(u0, grid, self.physics.names)
         self.walls = walls(boundary, grid, self.physics.names)
         self.seed, self.causal, self.slices, self.count = seed, causal, slices, int(points)
         self.low = np.array([0.0, *grid.low])
@@ -128,11 +128,14 @@ class PINN(torch.nn.Module):
 
     def _build_known(self, constraints):
         """B and G: fields of t and place, or None."""
-        self.known, self.gate, self.built_in = None, None, set()
+        self.known: Any = None
+        self.gate: Any = None
+        self.built_in: set[Any] = set()
         if constraints == "soft":
             return
         t, wanted = symbols()["t"], self._holdable()
-        gate, fields = 1, []
+        gate: Any = 1
+        fields: list[Any] = []
         if self.initial is not None:
             gate, fields = gate * t / self.t_end, [self.initial, *self._seam()]
             self.built_in.add("initial values")
@@ -165,7 +168,7 @@ class PINN(torch.nn.Module):
             return None
         return _formulas([self.walls[0, 0, end] for end in (0, 1)], self.initial, self.grid)
 
-    def _lift(self, values):
+    def _lift(self, values: Any):
         """The part of B that makes the walls right, and the factor of G that is 0 there."""
         import sympy
 
@@ -331,12 +334,13 @@ class PINN(torch.nn.Module):
             condition, jet, letter, end, g, c, D)[:, None], weight=10.0 if isinstance(condition, Dirichlet) else 1.0)
 
     def _data_term(self):
-        t, x, u = (np.asarray(v, np.float64) for v in self.data)
+        given: Any = self.data
+        t, x, u = (np.asarray(v, np.float64) for v in given)
         t = t.reshape(-1)
         x, u = x.reshape(len(t), -1), u.reshape(len(t), -1)
         if x.shape[1] != self.grid.ndim or u.shape[1] != len(self.physics.names):
             raise ValueError(f"data are t (M,), x (M, {self.grid.ndim}) and u (M, {len(self.physics.names)}), not "
-                             f"{[np.shape(v) for v in self.data]}")
+                             f"{[np.shape(v) for v in given]}")
         at = np.column_stack([t, x])
         outside = (at < self.low - 1e-9).any(1) | (at > self.high + 1e-9).any(1)
         if outside.any() or not np.isfinite(u).all():
@@ -385,6 +389,7 @@ class PINN(torch.nn.Module):
 
     def _operator(self, term, channels, second):
         """Coefficients of N in L (B + G N): those of G and its derivatives; and what B brings."""
+        assert self.physics.linear is not None
         linear = self.physics.linear(self.physics.values)
         jets = Channels(self.names, self.names, second)
         at = term.points.double().numpy().copy()
@@ -409,10 +414,10 @@ class PINN(torch.nn.Module):
     def _weight(self, term):
         return term.weight * (self.balance.weights[term.name] if self.balance else 1.0)
 
-    def loss(self):
+    def loss(self) -> torch.Tensor:
         """The weighted loss on the present points."""
         parts = {term.name: self._term_loss(term) for term in self.terms}
-        total = sum(self._weight(term) * parts[term.name] for term in self.terms)
+        total = torch.stack([self._weight(term) * parts[term.name] for term in self.terms]).sum()
         if not torch.isfinite(total):
             self._not_finite()
         return total
@@ -688,7 +693,7 @@ def _formulas(conditions, initial, grid):
             place = np.array([[0.0, (grid.low, grid.high)[end][0]]])
             value = float(initial(place, Channels("tx"))[0, 0, 0])
         if isinstance(value, str):
-            made = formula(value)
+            made = Expression(value)
             if not made.uses <= {"t"}:
                 return None
             found.append(made.sympy())

@@ -12,6 +12,11 @@ from fastdiff.nn._ops import arrays, op
 _NET = "int[] widths, int[] terms, float[] factors, str activation, bool last"
 
 
+def _all(*tensors) -> Any:
+    """NumPy views of tensors that are all there."""
+    return arrays(*tensors)
+
+
 def _terms(terms, factors):
     return [(*terms[3 * k : 3 * k + 3], a) for k, a in enumerate(factors)]
 
@@ -38,7 +43,7 @@ def _forward_cuda(x, theta, seeds, widths, terms, factors, activation, last):
 
 
 def _adjoint_cpu(x, theta, seeds, cot, widths, terms, factors, activation, last, want_x):
-    x, theta, seeds, cot = arrays(x, theta, seeds, cot)
+    x, theta, seeds, cot = _all(x, theta, seeds, cot)
     found = kernels.adjoint(x, theta, widths, seeds, cot, _terms(terms, factors), activation, last, want_x)
     return torch.from_numpy(found[0]), torch.from_numpy(np.empty(0, x.dtype) if found[1] is None else found[1])
 
@@ -57,7 +62,7 @@ def _adjoint_cuda(x, theta, seeds, cot, widths, terms, factors, activation, last
 
 
 def _residual_cpu(x, theta, seeds, rows, widths, terms, activation, gradient):
-    x, theta, seeds, *rows = arrays(x, theta, seeds, *rows)
+    x, theta, seeds, *rows = _all(x, theta, seeds, *rows)
     pairs = [(terms[2 * k], terms[2 * k + 1]) for k in range(len(terms) // 2)]
     a, b, (c, f, weight) = rows[: len(pairs)], rows[len(pairs) : -3], rows[-3:]
     r, grad = kernels.residual(x, theta, widths, seeds, pairs, a, b, c, f, weight, activation, gradient)

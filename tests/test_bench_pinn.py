@@ -5,9 +5,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-import fastdiff as fd  # noqa: E402
-from fastdiff.bench import jet, pinn  # noqa: E402
-from fastdiff.bench.targets import Options  # noqa: E402
+import fastdiff as fd
+from fastdiff.bench import jet, pinn
+from fastdiff.bench.targets import Options
 
 
 def test_the_rods_series_is_what_the_solver_finds():

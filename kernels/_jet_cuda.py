@@ -21,6 +21,7 @@ POINTS = 32
 GROUPS = 2  # of threads: each has rows of its own
 ROWS = 8  # of a thread
 PIECE = 16  # of the depth of a product
+PACK = GROUPS * ROWS
 THREADS = POINTS * GROUPS
 # entries of `sizes`, before the widths
 N, D, FIRSTS, LINEARS, ACTIVATION, LAST, JETS, TERMS, PARAMETERS, PER_BLOCK, WIDEST, MODE, WANT_X, HEAD = range(14)
@@ -37,12 +38,12 @@ def network_kernel(C: int, dtype: str):
     @cuda.jit(device=True)
     def product(a, at, row_step, depth_step, s, source, depth, rows, to, bias, bias_at, use):
         """s[to] = a s[source] (+ bias in the value channel)."""
-        weights = cuda.shared.array((PIECE, GROUPS * ROWS), kind)
+        weights = cuda.shared.array((PIECE, PACK), kind)
         piece = cuda.shared.array((PIECE, C, POINTS), kind)
         sums = cuda.local.array((ROWS, C), kind)
         me = cuda.threadIdx.x
         p, first = me % POINTS, (me // POINTS) * ROWS
-        for r0 in range(0, rows, GROUPS * ROWS):
+        for r0 in range(0, rows, PACK):
             for j in range(ROWS):
                 for c in range(C):
                     sums[j, c] = zero
@@ -50,8 +51,8 @@ def network_kernel(C: int, dtype: str):
                     sums[j, 0] = bias[bias_at + r0 + first + j]
             for k0 in range(0, depth, PIECE):
                 cuda.syncthreads()
-                for e in range(me, PIECE * GROUPS * ROWS, THREADS):
-                    k, r = e // (GROUPS * ROWS), e % (GROUPS * ROWS)
+                for e in range(me, PIECE * PACK, THREADS):
+                    k, r = e // PACK, e % PACK
                     inside = r0 + r < rows and k0 + k < depth
                     weights[k, r] = a[at + (r0 + r) * row_step + (k0 + k) * depth_step] if inside else zero
                 for e in range(me, PIECE * C * POINTS, THREADS):

@@ -117,7 +117,7 @@ def _case(name, seed, unit):
     walls = {"x": fd.Dirichlet(0.0)}
     if name == "heat":
         pinn = PINN(fd.Heat(1.0), fd.Grid(101), "sin(pi*x)", 1.0, walls, width=16, depth=2, points=1500, seed=seed)
-        return pinn, dict(seconds=10 * unit), lambda: {"error": _relative(pinn(*_mesh(pinn)), heat(*_mesh(pinn)))}
+        return pinn, dict(seconds=20 * unit), lambda: {"error": _relative(pinn(*_mesh(pinn)), heat(*_mesh(pinn)))}
     if name == "rod":
         ends = {"x": (fd.Dirichlet("sin(t)"), fd.Dirichlet("exp(-t)"))}
         pinn = PINN(fd.Heat(1.0), fd.Grid(101), "sin(pi*x)", 1.0, ends, width=12, depth=3, points=1500, seed=seed)

@@ -490,7 +490,7 @@ class PINN(torch.nn.Module):
 
         optimiser   "gauss_newton" (small networks, the most accurate), "lbfgs" or "adam"
         steps, seconds
-                    whichever ends first; default 500 steps (5000 of Adam)
+                    whichever ends first (compiling is not counted); default 500 steps (5000 of Adam)
         refine      draw new points every so many steps, more of them where the residual is large
         balance     weigh the terms so that their gradients are of one size (every 100 steps)
         curriculum  begin with the first of so many parts of the time interval, and add one after the other
@@ -505,6 +505,7 @@ class PINN(torch.nn.Module):
         if optimiser == "gauss_newton":
             self._check_small()
         steps = steps if steps is not None else (5000 if optimiser == "adam" else 500) if seconds is None else 10**9
+        self._prepare(optimiser)
         begin, before = perf_counter(), self.seconds
         if balance and self.balance is None:
             self.balance = _fit.Balance([t.name for t in self.terms])
@@ -538,6 +539,14 @@ class PINN(torch.nn.Module):
         if checkpoint is not None:
             self.save(checkpoint)
         return self.compare() if compare else None
+
+    def _prepare(self, optimiser):
+        """Compile the kernels, or load them from disk: not counted as training, as fd.solve does not count it."""
+        if optimiser == "gauss_newton":
+            self._linearise(self._flat())
+        else:
+            self.loss().backward()
+            self.zero_grad()
 
     def _check_small(self):
         if self.dtype != torch.float64:

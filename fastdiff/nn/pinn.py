@@ -183,7 +183,8 @@ class PINN(torch.nn.Module):
         parts = []
         for end, (value, place) in enumerate(zip(values, (low, high))):
             jump = float(value.subs(t, 0)) - start[0, end]
-            slope = float(sympy.diff(value, t).subs(t, 0)) - rates[end]
+            rate: Any = sympy.diff(value, t)
+            slope = float(rate.subs(t, 0)) - rates[end]
             jump, slope = (v if abs(v) > 1e-9 else 0.0 for v in (jump, slope))
             parts.append(corner(sympy.Abs(x - place), jump, slope, self.physics.diffusion[0]).subs(
                 sympy.Abs(x - place), x - low if end == 0 else high - x))

@@ -38,11 +38,11 @@ def pinn(
     checkpoint: Annotated[Path | None, typer.Option(help="File of the weights; read first if it exists.")] = None,
 ):
     """Train a physics-informed network of a small problem, draw it, and compare it with fd.solve."""
-    from fastdiff.nn.pinn import PINN
+    import fastdiff as fd
 
     if problem not in PROBLEMS:
         raise ValueError(f"unknown problem {problem!r}; known: {', '.join(PROBLEMS)}")
-    network = PINN(**PROBLEMS[problem](), seed=seed)
+    network = fd.nn.PINN(**PROBLEMS[problem](), seed=seed)
     if checkpoint is not None and checkpoint.exists():
         network.load(checkpoint)
     report = network.train_for(optimiser, seconds=seconds, progress=True, checkpoint=checkpoint)

@@ -161,12 +161,12 @@ class _ResidualLoss(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(output[1])
+        ctx.save_for_backward(output[1], inputs[0])
         ctx.mark_non_differentiable(output[1], output[2])
 
     @staticmethod
     def backward(ctx: Any, *cots):
-        return _Scaled.apply(cots[0], ctx.saved_tensors[0]), *[None] * 7
+        return _Scaled.apply(cots[0], *ctx.saved_tensors), *[None] * 7
 
     @staticmethod
     def vmap(info, in_dims, theta, x, seeds, rows, widths, terms, activation, gradient):
@@ -179,7 +179,7 @@ class _ResidualLoss(torch.autograd.Function):
 
 class _Scaled(torch.autograd.Function):
     @staticmethod
-    def forward(cot, gradient):
+    def forward(cot, gradient, theta):  # theta is here so that its second derivative is refused, not taken as 0
         return cot.unsqueeze(-1) * gradient
 
     @staticmethod
@@ -191,7 +191,7 @@ class _Scaled(torch.autograd.Function):
         raise NotImplementedError(_ONCE.format("residual_loss"))
 
     @staticmethod
-    def vmap(info, in_dims, cot, gradient):
+    def vmap(info, in_dims, cot, gradient, theta):
         cot = cot.movedim(in_dims[0], 0) if in_dims[0] is not None else cot.expand(info.batch_size)
         gradient = gradient.movedim(in_dims[1], 0) if in_dims[1] is not None else gradient
         return cot[:, None] * gradient, 0

@@ -16,12 +16,14 @@ from fastdiff.commands import data, err, out, plainly, read_shape, solving
 from fastdiff.commands.generative import ddpm, sample
 from fastdiff.commands.solving import PROBLEMS
 from fastdiff.commands.train_cnn import cnn
+from fastdiff.commands.train_pinn import pinn
 
 app = typer.Typer(help="Compiled diffusion solvers, and the training data they make.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
 train = typer.Typer(help="Train a network on a data set.", no_args_is_help=True)
 train.command()(ddpm)
 train.command()(cnn)
+train.command()(pinn)
 app.add_typer(train, name="train")
 app.command()(sample)
 

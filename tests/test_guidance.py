@@ -6,7 +6,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastdiff as fd
-from fastdiff.nn import DDPM, Guide, Refiner, Residual
+from fastdiff.nn import DDPM, Guide, Refiner, StencilResidual
 
 GRIDS = [fd.Grid((6, 5), extent=(6.0, 5.0), centering="cells"), fd.Grid((6, 5), periodic=True),
          fd.Grid((7,), centering="cells")]
@@ -17,7 +17,7 @@ GRIDS = [fd.Grid((6, 5), extent=(6.0, 5.0), centering="cells"), fd.Grid((6, 5), 
 def test_residual_passes_gradcheck(grid, boundary):
     if all(grid.periodic):
         boundary = None
-    residual = Residual(grid, diffusivity=0.7, boundary=boundary)
+    residual = StencilResidual(grid, diffusivity=0.7, boundary=boundary)
     u = torch.randn(2, 1, *grid.shape, dtype=torch.float64, requires_grad=True)
     assert gradcheck(residual, (u,))
     assert gradgradcheck(lambda u: residual(u) ** 2, (u,))
@@ -27,9 +27,9 @@ def test_residual_is_the_stencil():
     grid = fd.Grid((8, 8), periodic=True, extent=(8.0, 8.0))
     u = torch.randn(1, 1, 8, 8, dtype=torch.float64)
     plain = sum(torch.roll(u, s, a) for s in (1, -1) for a in (2, 3)) - 4 * u
-    torch.testing.assert_close(Residual(grid)(u), plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(StencilResidual(grid)(u), plain, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="cells only"):
-        Residual(fd.Grid((8, 8)))
+        StencilResidual(fd.Grid((8, 8)))
 
 
 def field_model(n=12):
@@ -67,7 +67,7 @@ def test_the_residual_draws_samples_to_solutions():
     """Samples of the line that should be harmonic on a periodic line: constant."""
     model, _ = field_model()
     grid = fd.Grid((12,), periodic=True, extent=12.0)
-    residual = Residual(grid)
+    residual = StencilResidual(grid)
     free = model.sample(32, seed=0, dtype=torch.float64)
     found = model.sample(32, seed=0, dtype=torch.float64, guide=Guide(residual=residual, residual_weight=0.03))
     assert residual(found).square().mean() < 0.2 * residual(free).square().mean()

@@ -14,7 +14,7 @@ _WHERE: dict[str, str] = {  # public name: module of fastdiff.nn
     "Guide": "guidance",
     "HeatDissipation": "heat_dissipation",
     "Refiner": "guidance",
-    "Residual": "guidance",
+    "StencilResidual": "guidance",
     "UNet": "unet",
     "Bounded": "surrogates",
     "Conv1d": "surrogates",
@@ -31,6 +31,14 @@ _WHERE: dict[str, str] = {  # public name: module of fastdiff.nn
     "plot_rollout": "compare",
     "predict": "training",
     "rollout": "surrogates",
+    "FourierFeatures": "jet",
+    "Jet": "jet",
+    "JetMLP": "jet",
+    "ModifiedMLP": "jet",
+    "ResidualMLP": "jet",
+    "NotFinite": "pinn",
+    "PINN": "pinn",
+    "Residual": "_physics",
 }
 
 

@@ -16,7 +16,7 @@ from fastdiff.nn import functional as F
 from fastdiff.nn.ddpm import NoiseSource
 
 
-class Residual:
+class StencilResidual:
     """How far a steady field is from solving  D lap u + source = 0  by the stencil of this package: (batch, 1, *space).
 
     The stencil is linear and, with the walls given, the change of one FTCS step over its time: r = (step(u) - u) / dt.
@@ -85,7 +85,7 @@ class Guide:
         x' <- x' - alpha_s * (w_o grad |mask (x0 - observed)|^2 + w_r grad mean |R(x0)|^2),  x0 the estimate of the data
 
     observed, mask  (channels, *space) or (batch, ...): values, and 1 where they are known
-    residual        function of data in the model's scale, such as a Residual; differentiable
+    residual        function of data in the model's scale, such as a StencilResidual; differentiable
     observation_weight, residual_weight  w_o, w_r: 0.5 puts the estimate onto the observations
     network         the gradient goes through the estimate alone (the network's Jacobian taken as the identity), which
                     costs no second evaluation of the network
@@ -167,4 +167,4 @@ class Refiner(nn.Module):
         return torch.from_numpy(np.asarray(k, np.float64) * (1000 / self.refinements)).to(like.device, like.dtype)
 
 
-__all__ = ["Guide", "Refiner", "Residual"]
+__all__ = ["Guide", "Refiner", "StencilResidual"]

@@ -13,6 +13,9 @@ _WHERE: dict[str, str] = {  # public name: module of fastdiff.nn.functional
     "weighted_mse": "generative",
     "conv": "convolution",
     "conv_block": "convolution",
+    "jet_jacobian": "jet",
+    "jet_mlp": "jet",
+    "jet_residual": "jet",
 }
 
 

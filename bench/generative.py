@@ -10,9 +10,11 @@ import argparse
 import json
 import tempfile
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +88,7 @@ def noise_rows(options):
     a, s = bar.sqrt()[t], (1 - bar).sqrt()[t]
     k = torch.stack([a, s, -s, a], 1)
     draw = iter(range(1 << 40))
-    from diffusers import DDPMScheduler
+    from diffusers import DDPMScheduler  # pyright: ignore[reportPrivateImportUsage]
 
     scheduler = DDPMScheduler()
 
@@ -141,7 +143,7 @@ def _name(x):
 def sampler_rows(options):
     """One reverse step of each sampler, the network's output given."""
     torch = _torch(options)
-    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+    hf: Any = import_module("diffusers")
 
     from fastdiff.kernels.noise import Draw
     from fastdiff.nn import DDPM
@@ -153,7 +155,7 @@ def sampler_rows(options):
 
     step = model.plan(1000, "ddpm")[500]
     k = step.coefficients
-    theirs = DDPMScheduler()
+    theirs = hf.DDPMScheduler()
     t = int(step.level.t)
 
     def ddpm(x, m):
@@ -170,7 +172,7 @@ def sampler_rows(options):
 
     step = model.plan(50, "ddim")[25]
     c, level, to = step.coefficients, step.level, step.to
-    ddim_theirs = DDIMScheduler(clip_sample=True)
+    ddim_theirs = hf.DDIMScheduler(clip_sample=True)
     ddim_theirs.set_timesteps(50)
 
     def ddim(x, m):
@@ -186,7 +188,7 @@ def sampler_rows(options):
 
     step = model.plan(20, "dpm++", clip=None)[10]
     d, level, to = step.coefficients, step.level, step.to
-    solver = DPMSolverMultistepScheduler()
+    solver = hf.DPMSolverMultistepScheduler()
     solver.set_timesteps(20)
 
     def dpm(x, m, old):
@@ -263,7 +265,7 @@ def blur_rows(options):
     blur = Blur((n, n))
 
     def by_scipy():
-        modes = dctn(u, axes=(2, 3), norm="ortho", workers=options.threads)
+        modes: Any = dctn(u, axes=(2, 3), norm="ortho", workers=options.threads)
         return idctn(modes * decay, axes=(2, 3), norm="ortho", workers=options.threads)
 
     def by_torch(x):

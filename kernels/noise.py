@@ -14,7 +14,7 @@ are a pair of Box and Muller. The counter is (16 g + l, b, r): no two numbers sh
 Shapes: u, noise, x_t and target alike, (B, ...); coefficients (B, 4), each line (a, s, p, q). Units: any.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def _box_muller(radius, angle, second, dtype):
     return np.sqrt(-2 * np.log(uniform)) * np.where(second, np.sin(turn), np.cos(turn))
 
 
-def reference(u, coefficients, noise=None, draw=None, target=False, out=None):
+def reference(u, coefficients, noise=None, draw: Any = None, target=False, out=None):
     """x_t, or with `target` the pair of x_t and target, in plain NumPy, float64."""
     x = u.astype(np.float64)
     e = draw_reference(u.shape, u.dtype, draw) if noise is None else noise.astype(np.float64)
@@ -202,7 +202,7 @@ def _results(u, target, out):
     return out, *(out if target else (out, out))
 
 
-def cpu(u, coefficients, noise=None, draw=None, target=False, out=None, threads=None):
+def cpu(u, coefficients, noise=None, draw: Any = None, target=False, out=None, threads=None):
     """x_t, or the pair of x_t and target; noise is either given or drawn."""
     out, first, second = _results(u, target, out)
     size, pieces = _sizes(u)
@@ -224,7 +224,7 @@ def normal(like, draw, out=None, threads=None):
     return out
 
 
-def cuda(u, coefficients, noise=None, draw=None, target=False, out=None, stream=None):
+def cuda(u, coefficients, noise=None, draw: Any = None, target=False, out=None, stream=None):
     """As `cpu`, on the GPU; device arrays or NumPy's."""
     out = out if out is not None else tuple(like(u) for _ in range(2)) if target else like(u)
     first, second = out if target else (out, like(coefficients))  # the second is not written

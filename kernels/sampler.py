@@ -248,7 +248,7 @@ def cpu(u, model, coefficients, without=None, old=None, noise=None, draw=None, e
     other, before, e = (x if a is None else flat(a, dtype) for a in (without, old, noise))
     k = flat(coefficients, dtype)
     noisy = GIVEN if noise is not None else NONE if draw is None else DRAWN
-    words = draw.words() if noisy == DRAWN else _NO_WORDS
+    words = draw.words() if draw is not None and noisy == DRAWN else _NO_WORDS
 
     def run(counter):
         run_step(counter, x, m, other, before, e, k, words, scratch(PART, dtype), new, data, size, without is not None,

@@ -42,7 +42,7 @@ def pinn(
 
     if problem not in PROBLEMS:
         raise ValueError(f"unknown problem {problem!r}; known: {', '.join(PROBLEMS)}")
-    network = fd.nn.PINN(**PROBLEMS[problem](), seed=seed)
+    network = fd.nn.PINN(**PROBLEMS[problem](), seed=seed)  # pyright: ignore[reportCallIssue]
     if checkpoint is not None and checkpoint.exists():
         network.load(checkpoint)
     report = network.train_for(optimiser, seconds=seconds, progress=True, checkpoint=checkpoint)

@@ -203,7 +203,7 @@ class Job:
             fields = np.concatenate(_each(lambda i: self._march([drawn[i]], 1)(), len(u0), threads))
         else:
             fields = self._run(parameters, u0, threads=threads)
-        return lambda: fields
+        return lambda: fields  # pyright: ignore[reportReturnType]
 
     @property
     def _together(self) -> bool:

@@ -56,6 +56,9 @@ class DDPM(nn.Module):
     Raises ValueError for a schedule whose signal vanishes with prediction="epsilon", and for states of other models.
     """
 
+    null: Any
+    network: Any
+
     def __init__(self, network, shape, *, schedule: Any = "cosine", steps: int = 1000, prediction: str | None = None,
                  min_snr: float | None = None, clip: float | None = 1.0, data_range=(-1.0, 1.0), null=None,
                  drop: float = 0.1, seed: int = 0, rescale: bool = False):
@@ -86,7 +89,7 @@ class DDPM(nn.Module):
         of = meaning(self.prediction, level)
         numbers = np.stack(np.broadcast_arrays(level.alpha, level.sigma, of.p, of.q), 1)
         noisy, target = F.draw_noise(x, self._put(numbers, x), draw)
-        if np.ndim(of.scale) and (of.scale != 1).any():
+        if np.any(of.scale != 1):
             noisy = noisy * self._put(of.scale, x).reshape(-1, *[1] * len(self.shape))
         found = self._call(noisy, self._put(self._label(level), x), self._dropped(condition, rng))
         return F.weighted_mse(found, target, self._put(self._weight(level), x)).mean()
@@ -186,7 +189,7 @@ class DDPM(nn.Module):
         todo = self.plan(steps, method, spacing, eta, clip, guidance)
         source = self.noise if seed is None else NoiseSource(seed, SAMPLING)
         x = self._begin(count, start, todo[0].level, source, device or self._device(), dtype)
-        fixed = None if known is None else _Known(known.to(x), mask.to(x), source)
+        fixed = None if known is None else _Known(known.to(x), mask.to(x), source)  # pyright: ignore[reportOptionalMemberAccess]
         return self._run(x, todo, condition, guidance, source, fixed, resample, guide, trajectory, noise)
 
     def plan(self, steps=None, method="ddpm", spacing=None, eta=0.0, clip: Any = "default", guidance=0.0):
@@ -310,7 +313,8 @@ class EMA:
         """Take the module's weights in, after each step of an optimiser."""
         self.updates += 1
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.module.parameters()], 1 - keep)
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            self.average, [p.detach() for p in self.module.parameters()], 1 - keep)
 
     @contextmanager
     def applied(self):

@@ -61,7 +61,7 @@ def load(name: str, frame: int = -1) -> Data:
         except ImportError as error:
             raise ImportError("the digits come with scikit-learn: pip install scikit-learn") from error
 
-        digits = load_digits()
+        digits: Any = load_digits()
         x, labels = np.asarray(digits.images, np.float32)[:, None], torch.from_numpy(np.asarray(digits.target))
     else:
         if not Path(name).exists():
@@ -105,10 +105,10 @@ class Run:
 
     def __init__(self, folder, settings: Settings | None = None, data: Data | None = None):
         self.folder, self.epoch, self.losses = Path(folder), 0, []
-        found = self._read()
+        found: Any = self._read()
         if found is None and settings is None:
             raise FileNotFoundError(f"{self.folder} holds no run: train one with fastdiff train ddpm --out {folder}")
-        self.settings = settings or Settings(**found["settings"])
+        self.settings = settings or Settings(**found["settings"])  # pyright: ignore[reportOptionalSubscript]
         if found is not None and found["settings"] != asdict(self.settings):
             other = {k: (v, asdict(self.settings)[k]) for k, v in found["settings"].items()
                      if v != asdict(self.settings)[k]}

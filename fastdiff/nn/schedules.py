@@ -87,7 +87,7 @@ class Schedule:
     """
 
     name: str
-    alpha_bar: np.ndarray | None = None
+    alpha_bar: Any = None
 
     @property
     def steps(self) -> int | None:
@@ -105,7 +105,8 @@ class Schedule:
         Between two levels of a table sigma / alpha is linear in t. ValueError for times out of range.
         """
         t = np.asarray(t, np.float64)
-        last = 1.0 if self.alpha_bar is None else len(self.alpha_bar) - 1.0
+        table = self.alpha_bar
+        last = 1.0 if table is None else len(table) - 1.0
         if t.size and not (t.min() >= 0 and t.max() <= last):
             raise ValueError(f"timesteps must lie between 0 and {last:g}, got {t.min():g} to {t.max():g}")
         if self.name == "karras":
@@ -115,10 +116,11 @@ class Schedule:
             return _preserving(t, snr / (1 + snr))
         if self.name == "vp":
             return _preserving(t, np.exp(-19.9 / 2 * t**2 - 0.1 * t))
-        low = np.minimum(t.astype(np.int64), len(self.alpha_bar) - 1)
+        assert table is not None  # the others have none
+        low = np.minimum(t.astype(np.int64), len(table) - 1)
         if (low == t).all():
-            return _preserving(t, self.alpha_bar[low])
-        sigma = np.interp(t, np.arange(len(self.alpha_bar)), np.sqrt(1 / self.alpha_bar - 1))
+            return _preserving(t, table[low])
+        sigma = np.interp(t, np.arange(len(table)), np.sqrt(1 / table - 1))
         return _preserving(t, 1 / (1 + sigma**2))
 
     def time_of(self, ratio) -> np.ndarray:

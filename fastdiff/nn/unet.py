@@ -56,8 +56,8 @@ class Attention(nn.Module):
         self.heads = gcd(channels, heads)
         self.norm = Norm(channels, silu=False)
         self.inward, self.outward = nn.Conv1d(channels, 3 * channels, 1), nn.Conv1d(channels, channels, 1)
-        nn.init.zeros_(self.outward.weight)
-        nn.init.zeros_(self.outward.bias)
+        for parameter in self.outward.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x):
         """x with what its points tell each other."""

@@ -26,6 +26,8 @@ class DiffusionVAE(nn.Module):
     encoder     module x -> (batch, 2 latent); decoder: z -> (batch, *shape); default: fully connected
     """
 
+    variance: torch.Tensor
+
     def __init__(self, shape, *, latent: int = 16, hidden=(256, 128), likelihood: str = "gaussian", beta: float = 1.0,
                  encoder=None, decoder=None, seed: int = 0):
         super().__init__()

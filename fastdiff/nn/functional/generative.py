@@ -147,12 +147,12 @@ def _step_on(stream, u, model, coefficients, without, old, noise, draw, estimate
     words = None if draw is None else Draw(*draw)
     if stream is None:
         u, model, without, old, noise = arrays(u, model, without, old, noise)
-        found = _back(_sampler.cpu(u, model, k, without, old, noise, words, estimate))
+        found: Any = _back(_sampler.cpu(u, model, k, without, old, noise, words, estimate))
         return found if estimate else (found, torch.empty(0, dtype=found.dtype))
     u, model, without, old, noise = (t if t is None else t.detach().contiguous() for t in
                                      (u, model, without, old, noise))
     found = _sampler.cuda(u, model, k, without, old, noise, words, estimate, stream=stream)
-    return found if estimate else (found, u.new_empty(0))
+    return found if estimate else (found, u.new_empty(0))  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def reverse_step(u, model, coefficients: Coefficients, *, without=None, old=None, noise=None, draw: Draw | None = None,

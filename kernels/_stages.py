@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastdiff.kernels import heat
-from fastdiff.kernels._edges import NONE, Side, hold, make_edges, pad
+from fastdiff.kernels._edges import HOLD, NONE, Side, hold, make_edges, pad
 from fastdiff.kernels._march import Star, change, components_of
 from fastdiff.kernels._run import march
 
@@ -200,10 +200,16 @@ def spread(u, registers: int, out=None):
 
 
 def sides_of(sides: dict, components: int, registers: int, axes) -> dict:
-    """Sides for a staged rule: those of its newest stage, and none for what is kept at the cell itself."""
-    none = Side(kind=NONE)
-    kept = {(c, axis, end): none for c in range(components, components * registers) for axis in axes
-            for end in range(2)}
+    """Sides for a staged rule: those of its newest stage, and none for what is kept at the cell itself.
+
+    Where the field is held, what is kept is held at 0: no step is an error there.
+    """
+    kept = {}
+    for c in range(components, components * registers):
+        for axis in axes:
+            for end in range(2):
+                held = getattr(sides.get((c % components, axis, end)), "kind", NONE) == HOLD
+                kept[c, axis, end] = Side(HOLD, value=0.0) if held else Side(kind=NONE)
     return {**kept, **sides}
 
 

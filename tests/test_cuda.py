@@ -264,7 +264,7 @@ def test_all_of_it_in_the_simulator():
     """The variable is read when Numba is imported: the simulator needs a process of its own."""
     pytest.importorskip("numba_cuda", reason="the simulator comes with numba-cuda")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "cuda", __file__],
+        [sys.executable, "-m", "pytest", "-n0", "-q", "-x", "-p", "no:cacheprovider", "-m", "cuda", __file__],
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True,
     )
     assert run.returncode == 0, run.stdout + run.stderr

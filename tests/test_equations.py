@@ -624,7 +624,7 @@ def test_cuda_runs_the_same_rule(rng):
 def test_in_the_simulator():
     if SIMULATED:
         pytest.skip("this is the simulator")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", __file__]
+    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-m", "cuda", __file__]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"})
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout[-3000:]
 

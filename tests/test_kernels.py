@@ -93,7 +93,7 @@ def test_cuda_parts_pass_in_the_simulator():
     """The variable is read when Numba is imported: the simulator needs a process of its own."""
     pytest.importorskip("numba_cuda", reason="the simulator comes with numba-cuda")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "cuda", __file__],
+        [sys.executable, "-m", "pytest", "-n0", "-q", "-x", "-p", "no:cacheprovider", "-m", "cuda", __file__],
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
         capture_output=True,
         text=True,

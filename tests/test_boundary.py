@@ -211,8 +211,8 @@ def test_nonlinear_values_on_a_gpu(centering):
 @pytest.mark.skipif(os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0"), reason="this is the simulator")
 def test_gpu_parts_pass_in_the_simulator():
     pytest.importorskip("numba_cuda", reason="the simulator comes with numba-cuda")
-    run = subprocess.run([sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "-m", "cuda", __file__],
-                         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "-m", "cuda", __file__]
+    run = subprocess.run(command, env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True)
     assert run.returncode == 0 and "2 passed" in run.stdout, run.stdout + run.stderr
 
 

@@ -19,7 +19,7 @@ CHUNK_UPDATES = 1 << 26  # cell updates of a sample between looks at the field a
 _compiled: set[Any] = set()
 
 
-def _kind(field):
+def kind_of(field):
     """The class of a rule, with those of the rules and arrays inside of it."""
     return (type(field), *map(_kind, field)) if hasattr(field, "_fields") else (type(field), np.ndim(field))
 
@@ -157,7 +157,7 @@ class Explicit(Run):
                 wall.formula.address()
         rule = self.staged_rule(dt, self.method.control == EMBEDDED)
         schedule = _run.schedule_of(data.shape, data.itemsize, self.threads)
-        key = _kind(rule), data.dtype, schedule
+        key = kind_of(rule), data.dtype, schedule
         if key not in _compiled:
             _compiled.add(key)
             _run.prepare(rule, data.dtype, data.shape[1], self.grid.ndim, schedule)
@@ -210,4 +210,4 @@ def relative(error, u) -> float:
 
 
 __all__ = ["CHUNK_UPDATES", "DOUBLING", "EMBEDDED", "LIMIT", "SAFETY", "Explicit", "Method", "Run", "Unstable",
-           "chunks", "norms", "relative", "steps_between", "unstable"]
+           "chunks", "kind_of", "norms", "relative", "steps_between", "unstable"]

@@ -16,7 +16,6 @@ Rannacher, Numer. Math. 43 (1984) 309; for the increments: Beam, Warming, J. Com
 
 from math import inf
 
-import numba
 import numpy as np
 
 from fastdiff.boundary import CALL, TABLE
@@ -24,7 +23,7 @@ from fastdiff.kernels._edges import _SPACE, HEAD, HOLD, ITEMS, VALUE, Edges, hol
 from fastdiff.kernels._run import march
 from fastdiff.kernels._stages import slope
 from fastdiff.kernels.tridiagonal import Systems
-from fastdiff.steppers._base import DOUBLING, Method, Run
+from fastdiff.steppers._base import DOUBLING, Method, Run, kind_of
 from fastdiff.steppers._lines import Line, NoLines, apply, lines_of
 
 _compiled: set[tuple] = set()
@@ -50,7 +49,7 @@ class CrankNicolson(Run):
         return inf
 
     def compile(self, dt, data):
-        key = str(numba.typeof(self._slope(dt))), str(self.dtype), self.grid.ndim
+        key = kind_of(self._slope(dt)), str(self.dtype), self.grid.ndim
         if key not in _compiled:  # by a step that nobody sees
             _compiled.add(key)
             self._step(data.copy(), 0.0, dt, 0.5, np.empty_like(data), data)

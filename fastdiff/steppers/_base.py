@@ -21,7 +21,7 @@ _compiled: set[Any] = set()
 
 def kind_of(field):
     """The class of a rule, with those of the rules and arrays inside of it."""
-    return (type(field), *map(_kind, field)) if hasattr(field, "_fields") else (type(field), np.ndim(field))
+    return (type(field), *map(kind_of, field)) if hasattr(field, "_fields") else (type(field), np.ndim(field))
 
 LIMIT, EMBEDDED, DOUBLING = "limit", "embedded", "doubling"
 

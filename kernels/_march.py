@@ -516,8 +516,9 @@ def load_row(C, src, s, scs, first, last, n2, dst, d, dcs):
 def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, levels, step):
     """March columns k0:k1 (all of axes 0 and 1) `levels` steps, in cache.
 
-    In two buffers in turns; in 2-D in one, where a level lies three rows below or above the one before: a pair of new
-    rows takes the place of two that are no longer needed, so that half as much goes through the cache.
+    In two buffers in turns. Two components in 2-D go in one, where a level lies three rows below or above the one
+    before: a pair of new rows takes the place of two that are no longer needed, so that half as much goes through the
+    cache. With one component that gains nothing (measured), with more a pair is not vectorised.
     """
     keep_apart()
     wide_vectors()
@@ -533,7 +534,7 @@ def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, level
     at_low, at_high = kind2 == BOUNDED and first == 0, kind2 == BOUNDED and last == n2
     pitch = (last - first + 1 + LANES) // LANES * LANES + LANES
     plane = (n1 + 2 * g1) * pitch
-    slides = kind0 != ABSENT and kind1 == ABSENT and C <= PAIRED
+    slides = kind0 != ABSENT and kind1 == ABSENT and C == PAIRED
     stride = (n0 + 2 * g0 + 3 * np.int64(slides)) * plane  # from component to component
     shift = 3 * plane if slides else C * stride  # from level to level and back
     ends, start = buf, (8 * C + LANES - 1) // LANES * LANES  # the ends' numbers stand first

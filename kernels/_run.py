@@ -27,8 +27,9 @@ def plan_for(shape, kinds, itemsize: int, threads: int, steps: int) -> Plan:
     B, C, n0, n1, n2 = shape
     if n0 == n1 == 1:
         return _plan_line(B, C, n2, kinds, itemsize, threads, steps)
-    flat = n1 == 1 and kinds[1] == ABSENT and C <= PAIRED  # then one copy serves, else there are two
-    resident = C * (n0 + 5 if flat else 2 * (n0 + 2) * (n1 + 2)) * (n2 + 2 * LANES) * itemsize
+    flat = n1 == 1 and kinds[1] == ABSENT
+    planes = n0 + 5 if flat and C == PAIRED else 2 * (n0 + 2) * (1 if flat else n1 + 2)  # one copy, or two
+    resident = C * planes * (n2 + 2 * LANES) * itemsize
     if resident <= RESIDENT_BYTES and (B >= threads or resident <= SMALL_BYTES):
         return Plan("resident", (1, 1, 1), max(steps, 1))
     return _plan_stream(shape, kinds, itemsize, threads)

@@ -67,9 +67,6 @@ def physics_of(equation, grid: Grid) -> Physics:
         return _heat(equation, grid)
     if name == "AdvectionDiffusion":
         return _formula_heat(equation, grid, equation.diffusivity, equation.source, None, equation.velocity)
-    if name == "GrayScott":
-        return _reaction(("u", "v"), equation.diffusivities(grid)[0], {"u": "-u*v**2 + F*(1 - u)",
-                         "v": "u*v**2 - (F + k)*v"}, {"F": _one(equation.F), "k": _one(equation.k)}, grid)
     if name == "Burgers":
         return _burgers(equation, grid)
     if hasattr(equation, "reaction") and hasattr(equation, "diffusivities"):

@@ -1,7 +1,7 @@
 """March a rule on the CPU: choose the schedule, share it out to threads."""
 
-import os
 from math import ceil
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -36,11 +36,16 @@ def plan_for(shape, kinds, itemsize: int, threads: int, steps: int) -> Plan:
 
 
 def _cache(level: int, otherwise: int) -> int:
-    """Bytes of a cache: of level 1 and 2 a core's, of level 3 what its cores share."""
-    try:
-        return os.sysconf(f"SC_LEVEL{level}_{'DCACHE' if level == 1 else 'CACHE'}_SIZE") or otherwise
-    except (AttributeError, ValueError, OSError):
-        return otherwise
+    """Bytes of a cache for data: of level 1 and 2 a core's, of level 3 what its cores share."""
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            about = {name: (folder / name).read_text().strip() for name in ("level", "type", "size")}
+        except OSError:
+            continue
+        number, unit = about["size"][:-1], about["size"][-1:]
+        if about["level"] == str(level) and about["type"] != "Instruction" and number.isdigit() and unit in "KM":
+            return int(number) << (10 if unit == "K" else 20)
+    return otherwise
 
 
 FIRST, SECOND, THIRD = _cache(1, 32 << 10), _cache(2, 512 << 10), _cache(3, 8 << 20)

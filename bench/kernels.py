@@ -128,7 +128,7 @@ def run(session, options):
     options.out.unlink(missing_ok=True)
     cases = Path(__file__).resolve().with_name("cases.py")
     arguments = [cases, "-c", os.devnull, "--rootdir", cases.parent, "-q", "--import-mode=importlib",
-                 "-p", "no:cacheprovider", "--benchmark-only", f"--benchmark-json={options.out}"]
+                 "-p", "no:cacheprovider", "-p", "no:xdist", "--benchmark-only", f"--benchmark-json={options.out}"]
     quiet = contextlib.nullcontext() if options.verbose else contextlib.redirect_stdout(io.StringIO())
     with quiet:
         pytest.main([str(a) for a in arguments], plugins=[session])

@@ -14,6 +14,12 @@ from fastdiff.kernels import _threads, discover, gray_scott, heat
 from fastdiff.kernels._edges import make_edges
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """A benchmark starts pytest within this process, and times nothing if it takes itself for one of several."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
 @pytest.mark.parametrize("steps", [4, 5])
 @pytest.mark.parametrize("shape", [(1, 300), (1, 20, 30), (2, 20, 30), (12, 10, 9), (1, 6, 7, 8)], ids=str)
 def test_plain_loops_are_right(shape, steps):

@@ -133,7 +133,7 @@ def measure(name, rule, edges, shape, dtype, values=None) -> list[Resources]:
     state = np.zeros((1,) * 5, dtype)
     data = (rule, edges, march.NoValues() if values is None else values, state, state)
     if plan.schedule == "resident":
-        kernel, numbers = march.resident_kernel(count, plan.cells, plan.block, dtype), 3
+        kernel, numbers = march.resident_kernel(count, plan.cells, plan.block, dtype, fields), 3
     else:
         kernel, numbers = march.stream_kernel(count, plan.depth, ndim == 2, plan.block, dtype,
                                                values is not None or fields), 5

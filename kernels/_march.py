@@ -55,7 +55,7 @@ from fastdiff.kernels._edges import (
     PERIODIC,
     edge_value,
 )
-from fastdiff.kernels._fields import Clock, Field
+from fastdiff.kernels._fields import Cells, Clock, Field
 from fastdiff.kernels._jit import (
     FASTMATH,
     atomic_add,
@@ -148,19 +148,37 @@ def components_of(rule) -> int:
 
 def map_fields(rule, function):
     """The rule with a function applied to every field, those of rules inside included."""
-    return type(rule)(*(f if isinstance(f, Clock) else map_fields(f, function) if hasattr(f, "_fields") else function(f)
-                        for f in rule))
+    def apply(field):
+        if isinstance(field, Clock | Field):
+            return field
+        return map_fields(field, function) if hasattr(field, "_fields") else function(field)
+
+    return type(rule)(*map(apply, rule))
+
+
+def check_fields(rule, u):
+    """Refuse parameters that fit neither all samples of a state nor each of them."""
+    def check(field):
+        if isinstance(field, Cells):
+            field.check(type(rule).__qualname__, u)
+        elif hasattr(field, "shape") and field.shape and field.shape[0] not in (1, len(u)):
+            raise ValueError(f"{type(rule).__qualname__} has parameters for {field.shape[0]} samples, but u has "
+                             f"{len(u)}")
+
+    map_fields(rule, check)
 
 
 def sample_of(p, b):
-    """The parameters of sample `b`: 1-D fields give a number, larger ones a view, numbers stay, rules are entered."""
+    """The parameters of sample `b`: 1-D fields give a number, larger ones a view, numbers stay, rules are entered.
+
+    An array of length 1 is for all samples.
+    """
     if isinstance(p, Clock):
         return p
     if isinstance(p, Field):
         return p._replace(start=p.start + p.batch * np.uint64(b))
-    if isinstance(p, Clock):
-        return p
-    return type(p)(*(sample_of(f, b) if hasattr(f, "_fields") else f[b] if isinstance(f, np.ndarray) else f for f in p))
+    one = [sample_of(f, b) if hasattr(f, "_fields") else f[b % len(f)] if isinstance(f, np.ndarray) else f for f in p]
+    return type(p)(*one)
 
 
 @overload(sample_of)
@@ -173,7 +191,7 @@ def _sample_of(p, b):
     def pick(kind, place):
         if isinstance(kind, types.BaseNamedTuple):
             return f"sample_of({place}, b)"
-        return f"{place}[b]" if isinstance(kind, types.Array) else place
+        return f"{place}[b % len({place})]" if isinstance(kind, types.Array) else place
 
     fields = ", ".join(pick(t, f"p[{k}]") for k, t in enumerate(p.types))
     scope = {"rule": p.instance_class, "sample_of": sample_of}

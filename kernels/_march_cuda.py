@@ -44,7 +44,7 @@ from fastdiff.kernels._edges import (
     VALUE,
 )
 from fastdiff.kernels._fields import Cells, Field, lowered
-from fastdiff.kernels._march import At, Star, cell, components_of, map_fields, sample_of
+from fastdiff.kernels._march import At, Star, cell, check_fields, components_of, sample_of
 from fastdiff.kernels._wide import near_of
 
 cuda = _cuda.toolkit()
@@ -515,9 +515,9 @@ def stream_kernel(count, depth, flat, block, dtype, nonlinear=False):
 
 
 @lru_cache(maxsize=256)
-def resident_kernel(count, cells, block, dtype):
+def resident_kernel(count, cells, block, dtype, fields=False):
     """The kernel of the `resident` schedule for `count` components, with `cells` cells for each thread."""
-    blocks = 1 if count * np.dtype(dtype).itemsize > 8 else max(1, 512 // block[0])
+    blocks = 1 if fields or count * np.dtype(dtype).itemsize > 8 else max(1, 512 // block[0])
     return _cuda.specialised(resident, threads=block[0], blocks=blocks, count=count, cells=cells,
                              number=_NUMBERS[dtype])
 
@@ -530,7 +530,12 @@ def stream_blocks(count, block, dtype, nonlinear=False):
     threads = 1024 if block[1] > 1 else 768
     if count > 1 or nonlinear or (block[1] > 1 and dtype == "float64"):
         threads = 512
+    if count * np.dtype(dtype).itemsize >= HEAVY:
+        threads = 256
     return max(1, threads // (block[0] * block[1]))
+
+
+HEAVY = 24  # bytes of all components of a cell, from which on a thread needs more than 128 registers
 
 
 # -- plan --------------------------------------------------------------------------------------------------------------
@@ -553,11 +558,11 @@ def plan_cuda(shape, ndim, itemsize, steps, multiprocessors=_cuda.MULTIPROCESSOR
         return _plan_simulator(shape, ndim, steps)
     padded = _padded_rows(shape, ndim) * (n2 + 2)
     if padded * C * itemsize <= _cuda.SHARED_BYTES:
-        threads = 128 if padded <= 512 else 256 if padded <= 2048 or C * itemsize > 8 else 512
+        threads = 128 if padded <= 512 else 256 if padded <= 2048 or C * itemsize > (4 if fields else 8) else 512
         cells = min(k for k in (1, 2, 4, 6, 8, 12, 16, 24) if k * threads >= padded)
         return CudaPlan("resident", max(steps, 1), (threads, 1), (1, 1, 1), cells)
     if ndim == 1:
-        return _plan_line(C * itemsize, n2, steps)
+        return _plan_line(C * itemsize * (2 if fields else 1), n2, steps)
     return _plan_stream(shape, itemsize, ndim == 2, multiprocessors, fields)
 
 
@@ -593,14 +598,16 @@ def stream_depth(count, itemsize, flat):
     """Time levels in flight: as many as fit into registers, and in 3-D as pay for their halos."""
     if flat:
         return max(4, 32 // (count * itemsize))
-    return 3 if count * itemsize == 4 else 2
+    return 3 if count * itemsize == 4 else 2 if count * itemsize < HEAVY else 1
 
 
 def stream_block(count, itemsize, flat, fields=False):
     """Threads along axes 2 and 1 of a block of the `stream` schedule."""
+    cell = 2 * stream_depth(count, itemsize, flat) * count * itemsize  # bytes of shared memory for each thread
     if flat:
-        return 256, 1
-    return 32, {4: 24 if fields else 32, 8: 24}.get(count * itemsize, 16)
+        return min(256 if count * itemsize < HEAVY else 128, _cuda.SHARED_BYTES // cell // 32 * 32), 1
+    high = {4: 24 if fields else 32, 8: 24}.get(count * itemsize, 16 if count * itemsize < HEAVY else 8)
+    return 32, min(high, _cuda.SHARED_BYTES // (32 * cell))
 
 
 def _plan_stream(shape, itemsize, flat, multiprocessors, fields=False):
@@ -689,7 +696,7 @@ def march_cuda(rule, u, edges, steps, *, step=0, out=None, work=None, values=Non
 
 def _lowered(rule, u, edges, queue):
     """The rule with its numbers of every cell in the GPU's memory, and its clock set."""
-    map_fields(rule, lambda field: field.check(type(rule).__name__, u) if isinstance(field, Cells) else None)
+    check_fields(rule, u)
     clock = edges.clock if isinstance(edges.clock, np.ndarray) else _cuda.wrap(edges.clock).copy_to_host()
     device = (lambda data: data) if _cuda.simulated() else (lambda data: _field_to_device(data, queue))
     return lowered(rule, (ABSENT,) * 3, as_space(u).shape[2:], 0, clock, device)
@@ -732,7 +739,7 @@ def _launch(data, arrays, plan, ndim, steps, step, stream):
     sweeps = -(-steps // plan.depth)
     blocks = B * plan.tiles[0] * plan.tiles[1] * plan.tiles[2]
     if plan.schedule == "resident":
-        kernel, tiles = resident_kernel(C, plan.cells, plan.block, dtype), plan.tiles[2:]
+        kernel, tiles = resident_kernel(C, plan.cells, plan.block, dtype, has_fields(data[0])), plan.tiles[2:]
     else:
         nonlinear = not isinstance(data[2], NoValues) or has_fields(data[0])  # both want registers
         kernel, tiles = stream_kernel(C, plan.depth, ndim == 2, plan.block, dtype, nonlinear), plan.tiles

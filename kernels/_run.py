@@ -9,7 +9,7 @@ import numpy as np
 from fastdiff.kernels._edges import ABSENT, BOUNDED, make_edges
 from fastdiff.kernels._fields import Cells, lowered
 from fastdiff.kernels._jit import tell_apart
-from fastdiff.kernels._march import LANES, PAIRED, components_of, map_fields, run_resident, run_stream
+from fastdiff.kernels._march import LANES, PAIRED, check_fields, components_of, map_fields, run_resident, run_stream
 from fastdiff.kernels._threads import default_threads, scratch, together
 from fastdiff.kernels._wide import march_wide, near_of
 
@@ -114,8 +114,8 @@ def space_of(shape):
     return (*shape[:2], *{1: (1, 1, *grid), 2: (grid[0], 1, grid[-1]), 3: grid}[len(grid)])
 
 
-def _checked(rule, u, edges, out, work):
-    """Refuse what the compiled code, which checks nothing, would get wrong; return the rule for every sample."""
+def _check(rule, u, edges, out, work):
+    """Refuse what the compiled code, which checks nothing, would get wrong."""
     tell_apart(rule)
     components = components_of(type(rule))
     if u.shape[1] != components:
@@ -129,17 +129,7 @@ def _checked(rule, u, edges, out, work):
             raise ValueError(f"{name} must be a C-contiguous array of shape {u.shape} and dtype {u.dtype}")
     if any(a is not None and np.may_share_memory(a, b) for a, b in ((out, u), (work, u), (work, out))):
         raise ValueError("u, out and work must not share memory")
-
-    def for_all(field):
-        if isinstance(field, Cells):
-            field.check(type(rule).__qualname__, u)
-        if not isinstance(field, np.ndarray) or len(field) == len(u):
-            return field
-        if len(field) != 1:
-            raise ValueError(f"{type(rule).__qualname__} has parameters for {len(field)} samples, but u has {len(u)}")
-        return np.repeat(field, len(u), 0)
-
-    return map_fields(rule, for_all)
+    check_fields(rule, u)
 
 
 def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, plan=None):
@@ -149,7 +139,7 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
     the result is written to `out`. `work` is a third array of the same kind, allocated when needed and not given.
     """
     out = np.empty_like(u) if out is None else out
-    rule = _checked(rule, u, edges, out, work)
+    _check(rule, u, edges, out, work)
     if steps < 1:
         out[...] = u
         return out

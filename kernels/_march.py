@@ -177,8 +177,13 @@ def sample_of(p, b):
         return p
     if isinstance(p, Field):
         return p._replace(start=p.start + p.batch * np.uint64(b))
-    one = [sample_of(f, b) if hasattr(f, "_fields") else f[b % len(f)] if isinstance(f, np.ndarray) else f for f in p]
-    return type(p)(*one)
+
+    def pick(field):
+        if hasattr(field, "_fields"):
+            return sample_of(field, b)
+        return field[b if b < len(field) else 0] if isinstance(field, np.ndarray) else field
+
+    return type(p)(*map(pick, p))
 
 
 @overload(sample_of)
@@ -191,7 +196,7 @@ def _sample_of(p, b):
     def pick(kind, place):
         if isinstance(kind, types.BaseNamedTuple):
             return f"sample_of({place}, b)"
-        return f"{place}[b % len({place})]" if isinstance(kind, types.Array) else place
+        return f"{place}[b if b < len({place}) else 0]" if isinstance(kind, types.Array) else place
 
     fields = ", ".join(pick(t, f"p[{k}]") for k, t in enumerate(p.types))
     scope = {"rule": p.instance_class, "sample_of": sample_of}

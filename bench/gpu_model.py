@@ -96,7 +96,7 @@ def predict(entry: Resources, flops: float, steps: int = 1000) -> Prediction:
 
     ndim, C, size = len(entry.shape), entry.components, 4 if entry.dtype == "float32" else 8
     space = (1, C, *{1: (1, 1, *entry.shape), 2: (entry.shape[0], 1, entry.shape[-1]), 3: entry.shape}[ndim])
-    plan = march.plan_cuda(space, ndim, size, steps, MULTIPROCESSORS)
+    plan = march.plan_cuda(space, ndim, size, steps, MULTIPROCESSORS, fields=entry.fields > 0)
     blocks = occupancy(entry)
     places, wanted = MULTIPROCESSORS * blocks, plan.tiles[0] * plan.tiles[1] * plan.tiles[2]
     if plan.schedule == "resident" and plan.tiles[2] == 1:
@@ -104,7 +104,7 @@ def predict(entry: Resources, flops: float, steps: int = 1000) -> Prediction:
     filled = wanted / (ceil(wanted / places) * places)
     busy = MULTIPROCESSORS * filled if wanted > places else min(wanted, MULTIPROCESSORS)  # busy multiprocessors
     computed = computed_per_update(plan, space)
-    bytes_per_update = traffic(plan, space, size, steps)
+    bytes_per_update = traffic(plan, space, size, steps) + entry.fields * size * computed
     reads = 7 if plan.schedule == "resident" else 2 * (ndim - 1)
     cycles_shared = (reads + 1) * C * size / SHARED_WIDTH
     slots = flops * (FLOAT64_SLOTS if size == 8 else 1) + OVERHEAD[plan.schedule] + (reads + 1) * C
@@ -114,12 +114,12 @@ def predict(entry: Resources, flops: float, steps: int = 1000) -> Prediction:
 
 
 def rows() -> list[Prediction]:
-    """Predictions of every kernel and dtype, compiled for sm_90."""
+    """Predictions of every kernel that marches and dtype, compiled for sm_90."""
     from fastdiff.kernels import discover
 
     kernels = discover()
     return [predict(entry, kernels[entry.kernel].flops_per_cell) for entry in collect()
-            if entry.capability == "sm_90" and not entry.nonlinear]
+            if entry.capability == "sm_90" and entry.marched and not entry.nonlinear]
 
 
 HEADER = f"""# GPU kernels: a model, not a measurement
@@ -127,7 +127,8 @@ HEADER = f"""# GPU kernels: a model, not a measurement
 Nothing on this page was timed: no GPU was at hand. `python -m fastdiff.bench.gpu_model` makes it.
 
 * Counted from the launch plan of 1000 steps: bytes of global memory per cell update and step (reads with halos, one
-  write, over the levels of a launch) and the useful share of the updates that threads compute.
+  write, over the levels of a launch; a rule's numbers of every cell as if no cache helped) and the useful share of
+  the updates that threads compute.
 * Read from ptxas for sm_90: registers, shared memory, spills; from these the blocks on a multiprocessor.
 * Bounds in GCell/s (one update of a cell with all its components): memory = {BANDWIDTH / 1e12:.2f} TB/s over the
   bytes; shared = {SHARED_WIDTH} bytes a cycle on each of {MULTIPROCESSORS} multiprocessors at {CLOCK / 1e9:.1f} GHz;

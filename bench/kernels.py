@@ -81,7 +81,10 @@ def chosen(names):
     wanted = [k for name, k in known.items() if not names or any(name.startswith(n) for n in names)]
     unknown = [n for n in names if not any(name.startswith(n) for name in known)]
     if unknown:
-        raise ValueError(f"unknown kernel {unknown[0]!r}; known: {', '.join(known)}")
+        from fastdiff.bench import SUITES
+
+        raise ValueError(f"{unknown[0]!r} is neither a suite ({', '.join(SUITES)}) nor the start of a kernel's name: "
+                         f"{', '.join(known)}")
     return [k for k in wanted if k.cpu]
 
 

@@ -48,6 +48,8 @@ class Resources:
     stack: int
     shared: int
     float64: int  # float64 instructions in the PTX
+    marched: bool  # by the schedules of _march_cuda.py
+    fields: int = 0  # numbers that the rule reads for every cell
 
 
 def ptxas() -> Path:
@@ -128,7 +130,7 @@ def measure(name, rule, edges, shape, dtype, values=None) -> list[Resources]:
 
     count, ndim, size = components_of(type(rule)), len(shape), np.dtype(dtype).itemsize
     space = (1, count, *{1: (1, 1, *shape), 2: (shape[0], 1, shape[-1]), 3: shape}[ndim])
-    fields = march.has_fields(rule)
+    fields = march.count_fields(rule) > 0
     plan = march.plan_cuda(space, ndim, size, 1000, fields=fields)
     state = np.zeros((1,) * 5, dtype)
     data = (rule, edges, march.NoValues() if values is None else values, state, state)
@@ -144,7 +146,8 @@ def measure(name, rule, edges, shape, dtype, values=None) -> list[Resources]:
         found.append(Resources(
             kernel=name, schedule=plan.schedule, dtype=dtype, capability=f"sm_{capability[0]}{capability[1]}",
             block=plan.block, depth=plan.depth, shape=tuple(shape), components=count,
-            nonlinear=values is not None, float64=float64_instructions(ptx), **needs))
+            nonlinear=values is not None, float64=float64_instructions(ptx), marched=True,
+            fields=march.count_fields(rule), **needs))
     return found
 
 
@@ -157,7 +160,7 @@ def measure_launch(name, dtype, launch) -> list[Resources]:
         found.append(Resources(
             kernel=name, schedule=launch.label, dtype=dtype, capability=f"sm_{capability[0]}{capability[1]}",
             block=launch.block, depth=1, shape=(), components=1, nonlinear=False, float64=float64_instructions(ptx),
-            **needs))
+            marched=False, **needs))
     return found
 
 

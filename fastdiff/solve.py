@@ -83,7 +83,7 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
     _check_method(method, dt, rtol)
     check_threads(threads)
     if not isinstance(grid, Grid):
-        raise TypeError(f"grid is an fd.Grid, not {type(grid).__name__}")
+        raise TypeError(f"grid is an fd.Grid, not {type(grid).__name__}: fd.solve(equation, u0, grid, ...)")
     check_equation(equation)
     boundary, anti = antiperiodic.split(boundary, grid)
     if anti:

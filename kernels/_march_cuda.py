@@ -627,9 +627,9 @@ def _plan_stream(shape, itemsize, flat, multiprocessors, fields=False):
 # -- entry -------------------------------------------------------------------------------------------------------------
 
 
-def has_fields(rule) -> bool:
-    """Whether a rule, or one inside of it, reads numbers of every cell."""
-    return any(isinstance(f, Field | Cells) or (hasattr(f, "_fields") and has_fields(f)) for f in rule)
+def count_fields(rule) -> int:
+    """How many numbers of every cell a rule, or one inside of it, reads."""
+    return sum(1 if isinstance(f, Field | Cells) else count_fields(f) if hasattr(f, "_fields") else 0 for f in rule)
 
 
 def to_device(data, stream=0):
@@ -677,7 +677,8 @@ def march_cuda(rule, u, edges, steps, *, step=0, out=None, work=None, values=Non
         final.copy_to_device(here, stream=queue)
         return out
     ndim = len(u.shape) - 2
-    plan = plan or plan_cuda(here.shape, ndim, here.dtype.itemsize, steps, _cuda.multiprocessors(), has_fields(rule))
+    fields = count_fields(rule) > 0
+    plan = plan or plan_cuda(here.shape, ndim, here.dtype.itemsize, steps, _cuda.multiprocessors(), fields)
     sweeps = -(-steps // plan.depth)
     if sweeps > 1 and work is None:
         work = _cuda.empty_like(u)
@@ -739,9 +740,9 @@ def _launch(data, arrays, plan, ndim, steps, step, stream):
     sweeps = -(-steps // plan.depth)
     blocks = B * plan.tiles[0] * plan.tiles[1] * plan.tiles[2]
     if plan.schedule == "resident":
-        kernel, tiles = resident_kernel(C, plan.cells, plan.block, dtype, has_fields(data[0])), plan.tiles[2:]
+        kernel, tiles = resident_kernel(C, plan.cells, plan.block, dtype, count_fields(data[0]) > 0), plan.tiles[2:]
     else:
-        nonlinear = not isinstance(data[2], NoValues) or has_fields(data[0])  # both want registers
+        nonlinear = not isinstance(data[2], NoValues) or count_fields(data[0]) > 0  # both want registers
         kernel, tiles = stream_kernel(C, plan.depth, ndim == 2, plan.block, dtype, nonlinear), plan.tiles
     ready = kernel[blocks, plan.block, stream, shared_bytes(plan, here.shape, ndim, here.dtype.itemsize)]
     for sweep in range(sweeps):

@@ -60,7 +60,8 @@ def test_errors_are_one_line(run, tmp_path, arguments, message):
 def test_an_existing_file_is_kept(run, tmp_path):
     (tmp_path / "a.h5").write_text("precious")
     code, said = run("generate", "heat", "--samples", "1", "--out", "a.h5")
-    assert (code, said) == (1, "a.h5 exists and is no data set of fastdiff: give another name, or overwrite it")
+    assert (code, said) == (1, "a.h5 exists and is no data set of fastdiff: give another name, or pass overwrite=True "
+                               "(--overwrite)")
     assert (tmp_path / "a.h5").read_text() == "precious"
 
 
@@ -115,3 +116,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, stop):
     said = child.communicate(timeout=60)[1]
     assert child.returncode == 130 and "samples are kept in a.h5.parts: run the same again to go on" in said
     assert "Traceback" not in said and not list(parts.glob("*.tmp")) and not (tmp_path / "a.h5").exists()
+
+
+def test_python_m_fastdiff_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "fastdiff", "solve", "rod", "--device", "cuda"], capture_output=True,
+                          text=True)
+    assert done.returncode == 1 and "rod is a fixed problem" in done.stderr

@@ -119,7 +119,7 @@ def test_convert_refuses(made, tmp_path):
     with pytest.raises(ValueError, match="unknown layout 'zip'; known: fastdiff, pdebench, "):
         fd.data.convert(own, tmp_path / "out", "zip")
     (tmp_path / "there").write_text("precious")
-    with pytest.raises(FileExistsError, match="there exists: give another name, or overwrite it"):
+    with pytest.raises(FileExistsError, match="there exists: give another name, or pass overwrite=True"):
         fd.data.convert(own, tmp_path / "there")
     assert (tmp_path / "there").read_text() == "precious"
     damaged = tmp_path / "damaged.h5"

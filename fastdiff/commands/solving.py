@@ -53,7 +53,8 @@ def solve(
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first")
     if problem in PROBLEMS:
-        if set_ or any(v is not None for v in (shape, extent, periodic, t_end, dt, rtol, frames)) or method != "auto":
+        if set_ or any(v is not None for v in (shape, extent, periodic, t_end, dt, rtol, frames, threads)) \
+                or (method, seed, dtype, device) != ("auto", 0, "float32", "cpu"):
             raise ValueError(f"{problem} is a fixed problem; choose an equation, such as heat, to set parameters")
         solution = PROBLEMS[problem]()
     else:
@@ -78,11 +79,8 @@ def _solved(name, pairs, shape, extent, periodic, t_end, method, dt, rtol, frame
     times = np.linspace(0.0, usual if t_end is None else t_end, frames)
     if not times[-1] > 0:
         raise ValueError(f"t_end must be positive, not {t_end!r}")
-    if device != "cpu":
-        import torch
-
-        u0 = torch.from_numpy(u0).to(device)
-    return run(equation, u0, grid, save_at=times, boundary=boundary, method=method, dt=dt, rtol=rtol, threads=threads)
+    return run(equation, u0, grid, save_at=times, boundary=boundary, method=method, dt=dt, rtol=rtol, threads=threads,
+               device=device)
 
 
 def _written(solution, path, moving, component):

@@ -21,7 +21,7 @@ def convert(path: str | os.PathLike, to: str | os.PathLike, layout: str = "fastd
     """
     to, temporary = Path(to), Path(f"{to}.parts")
     if to.exists() and not overwrite:
-        raise FileExistsError(f"{to} exists: give another name, or overwrite it")
+        raise FileExistsError(f"{to} exists: give another name, or pass overwrite=True (--overwrite)")
     if to.is_dir() and not layout == "the_well" or to.resolve() == Path(path).resolve():
         raise FileExistsError(f"{to} cannot be overwritten by this: give another name")
     if temporary.exists():

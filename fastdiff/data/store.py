@@ -111,14 +111,14 @@ class Store:
         there = _manifest(self.path)
         if there is None:
             return f"{self.path} exists and is no data set of fastdiff: give another name" + (
-                ", or overwrite it" if self.path.is_file() else "")
+                ", or pass overwrite=True (--overwrite)" if self.path.is_file() else "")
         different = differences(there, self.manifest)
         if not different and self.folder.is_dir():  # killed after the file was whole, before the folder was gone
             with suppress(OSError):
                 self.lock = self._locked()
                 self._leave(True)
         what = f"is another data set ({different})" if different else "is already complete"
-        return f"{self.path} exists and {what}: use it, give another name, or overwrite it"
+        return f"{self.path} exists and {what}: use it, give another name, or pass overwrite=True (--overwrite)"
 
     def _make_folder(self) -> bool:
         try:

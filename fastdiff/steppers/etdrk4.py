@@ -68,9 +68,9 @@ class Exponential(Run):
                            for a, line in enumerate(modes.eigenvalues("exact"))) for c, modes in enumerate(self.modes)]
         self.masks = [self._mask(modes) for modes in self.modes]
         self._tables: dict[float, list[Coefficients]] = {}
-        self.reaction = slope(local(self.equation.euler(self.grid, 1.0, self.batch, np.float64)))
+        self.reaction = slope(local(self.equation.euler(self.grid, 1.0, self.batch, self.dtype)))
         sides = {key: Side(kind=NONE) for key in self.faces.walls}
-        self.edges = make_edges(self.grid.shape, self.grid.periodic, np.float64, sides, components=self.components,
+        self.edges = make_edges(self.grid.shape, self.grid.periodic, self.dtype, sides, components=self.components,
                                 batch=self.batch)
 
     def _refuses(self, boundary):
@@ -91,7 +91,7 @@ class Exponential(Run):
         mask: Any = 1.0
         for a, axis in enumerate(modes.shown()):
             keep = np.abs(axis.k) <= 2 / 3 * np.pi / self.grid.spacing[a] * (1 + 1e-12)
-            mask = mask * spectral._along(keep.astype(float)[None], a, self.grid.ndim)
+            mask = mask * spectral._along(keep.astype(self.dtype)[None], a, self.grid.ndim)
         return mask
 
     @property
@@ -105,19 +105,20 @@ class Exponential(Run):
         if not isinstance(state, np.ndarray):
             raise ValueError('method="etdrk4" runs on the CPU: pass u0.cpu()')
         tables = self._coefficients(dt)
-        v = self._forward(state.astype(np.float64))
+        v = self._forward(state)
         for _ in range(steps):
             v = self._step(v, tables)
         u = self._backward(v)
         if out is None:
-            return u.astype(state.dtype)
+            return u
         out[...] = u
         return out
 
     def _coefficients(self, h):
         if h not in self._tables:
-            self._tables = {**dict(list(self._tables.items())[-1:]), h: [coefficients(rate * h, h)
-                                                                         for rate in self.rates]}
+            new = [Coefficients(*(table.astype(self.dtype) for table in coefficients(rate * h, h)))
+                   for rate in self.rates]
+            self._tables = {**dict(list(self._tables.items())[-1:]), h: new}
         return self._tables[h]
 
     def _step(self, v, tables):
@@ -141,7 +142,7 @@ class Exponential(Run):
         return [modes.forward(u[:, c][modes.free]) for c, modes in enumerate(self.modes)]
 
     def _backward(self, v):
-        u = np.zeros((self.batch, self.components, *self.grid.shape))
+        u = np.zeros((self.batch, self.components, *self.grid.shape), self.dtype)
         for c, modes in enumerate(self.modes):
             u[:, c][modes.free] = modes.backward(v[c])
         return u

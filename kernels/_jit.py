@@ -301,6 +301,32 @@ def restrict_dst(typingctx):
     return types.none(), codegen
 
 
+@lru_cache(maxsize=64)
+def put_into(k: int, count: int):
+    """`put(dst, at, value)`: `dst[at] = value`, where the function has `count` such stores that never meet.
+
+    Compiled code alone cannot know that, and beyond a few stores LLVM finds the checks at run time too dear for short
+    rows. Store `k` gets an alias scope of its own, and says that it meets none of the others.
+    """
+
+    @intrinsic
+    def put(typingctx, dst, at, value):
+        def codegen(context, builder, sig, args):
+            kind = sig.args[0].dtype
+            number = context.cast(builder, args[2], sig.args[2], kind)
+            store = builder.store(number, _element(context, builder, sig.args[0], args[0], args[1]), kind.bitwidth // 8)
+            add = builder.module.add_metadata
+            scopes = [add([f"fastdiff store {j}", add(["fastdiff stores"])]) for j in range(count)]
+            store.set_metadata("alias.scope", add([scopes[k]]))
+            if count > 1:
+                store.set_metadata("noalias", add([s for j, s in enumerate(scopes) if j != k]))
+            return context.get_dummy_value()
+
+        return types.none(dst, at, value), codegen
+
+    return put
+
+
 _ON_X86 = platform.machine().lower() in ("x86_64", "amd64")
 _FLUSH = 0x8040  # MXCSR: flush results to zero, read denormals as zero
 
@@ -375,6 +401,7 @@ __all__ = [
     "inner",
     "keep_apart",
     "kernel",
+    "put_into",
     "restore_denormals",
     "restrict_dst",
     "source_stamp",

@@ -68,6 +68,7 @@ from fastdiff.kernels._jit import (
     inner,
     keep_apart,
     kernel,
+    put_into,
     restore_denormals,
     restrict_dst,
     wide_vectors,
@@ -76,7 +77,7 @@ from fastdiff.kernels._jit import (
 STEADY, BY_LEVEL, BY_ROW = 0, 1, 2  # what `ends_vary` says
 CALLED = 3  # at the end of a row: a ghost whose g is a compiled function
 LANES = 16  # rows inside a tile start and end at multiples of this many cells
-PAIRED = 2  # components up to which rows go in pairs: with more outputs a pair is not vectorised
+SLIDING = 2  # components of a rule whose resident blocks are one buffer, in which levels slide
 BUSY_TURNS = 100  # looks at a neighbour's progress before giving way to other threads
 
 
@@ -158,8 +159,6 @@ def sample_of(p, b):
         return p
     if isinstance(p, Field):
         return p._replace(start=p.start + p.batch * np.uint64(b))
-    if isinstance(p, Clock):
-        return p
     return type(p)(*(sample_of(f, b) if hasattr(f, "_fields") else f[b] if isinstance(f, np.ndarray) else f for f in p))
 
 
@@ -179,6 +178,21 @@ def _sample_of(p, b):
     scope = {"rule": p.instance_class, "sample_of": sample_of}
     exec(f"def pick(p, b):\n    return rule({fields})", scope)
     return scope["pick"]
+
+
+def settled(p, step):
+    """The parameters of one time step: what a rule's `settle(p, step)` makes of them, or `p`.
+
+    The schedules ask once a row. What depends on the step alone then is a number in the inner loop: a look into a table
+    in there, with an index by a division, would keep the loop from being vectorised.
+    """
+    rule = type(p)
+    return rule.settle(p, step) if hasattr(rule, "settle") else p
+
+
+@overload(settled, jit_options={"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True})
+def _settled(p, step):
+    return getattr(p.instance_class, "settle", lambda p, step: p)
 
 
 def update_rows(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, rows, lo, hi, step, i0, i1, di0, di1, origin):
@@ -229,15 +243,17 @@ def _update_rows(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, rows, lo
         "    restrict_dst()",
         "    k0 = l0 = zero",
         *(f"    k{c}, l{c} = k{c - 1} + scs, l{c - 1} + dcs" for c in range(1, count)),
+        "    q = settled(p, step)",
         "    for row in range(rows):",
         "        for x in range(lo, hi):",
-        f"            new = cell(p, {near}, At(step, i0, i1, x + origin))",
-        *(f"            dst[d + l{c} + x] = new{'' if count == 1 else f'[{c}]'}" for c in range(count)),
+        f"            new = cell(q, {near}, At(step, i0, i1, x + origin))",
+        *(f"            put{c}(dst, d + l{c} + x, new{'' if count == 1 else f'[{c}]'})" for c in range(count)),
         "        d, s, m0, p0, m1, p1 = d + drs, s + srs, m0 + srs, p0 + srs, m1 + srs, p1 + srs",
         "        i0, i1 = i0 + di0, i1 + di1",
     ]
-    scope = {"cell": cell, "Star": Star, "At": At, "zero": np.uint64(0), "one": np.uint64(1)}
+    scope = {"cell": cell, "Star": Star, "At": At, "zero": np.uint64(0), "one": np.uint64(1), "settled": settled}
     scope |= {"keep_apart": keep_apart, "wide_vectors": wide_vectors, "restrict_dst": restrict_dst}
+    scope |= {f"put{c}": put_into(c, count) for c in range(count)}
     exec("\n".join(lines), scope)
     return scope["update"]
 
@@ -245,6 +261,8 @@ def _update_rows(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, rows, lo
 @overload(update_pair, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
 def _update_pair(p, dst, d0, d1, dcs, src, below, s0, s1, above, scs, lo, hi, step, i0, i1, origin):
     count = components_of(p.instance_class)
+
+    pick = "" if count == 1 else "[{}]"
 
     def near(row, low, high):
         stars = [_PAIR.format(row, low, high, f"k{c}") for c in range(count)]
@@ -257,14 +275,16 @@ def _update_pair(p, dst, d0, d1, dcs, src, below, s0, s1, above, scs, lo, hi, st
         "    none = i0 - i0",
         "    k0 = l0 = zero",
         *(f"    k{c}, l{c} = k{c - 1} + scs, l{c - 1} + dcs" for c in range(1, count)),
+        "    q = settled(p, step)",
         "    for x in range(lo, hi):",
-        f"        one_row = cell(p, {near('s0', 'below', 's1')}, At(step, i0, none, x + origin))",
-        f"        next_row = cell(p, {near('s1', 's0', 'above')}, At(step, i1, none, x + origin))",
-        *(f"        dst[d0 + l{c} + x] = one_row{'' if count == 1 else f'[{c}]'}" for c in range(count)),
-        *(f"        dst[d1 + l{c} + x] = next_row{'' if count == 1 else f'[{c}]'}" for c in range(count)),
+        f"        one_row = cell(q, {near('s0', 'below', 's1')}, At(step, i0, none, x + origin))",
+        f"        next_row = cell(q, {near('s1', 's0', 'above')}, At(step, i1, none, x + origin))",
+        *(f"        put{c}(dst, d0 + l{c} + x, one_row{pick.format(c)})" for c in range(count)),
+        *(f"        put{c + count}(dst, d1 + l{c} + x, next_row{pick.format(c)})" for c in range(count)),
     ]
-    scope = {"cell": cell, "Star": Star, "At": At, "zero": np.uint64(0), "one": np.uint64(1)}
+    scope = {"cell": cell, "Star": Star, "At": At, "zero": np.uint64(0), "one": np.uint64(1), "settled": settled}
     scope |= {"inline_here": inline_here, "restrict_dst": restrict_dst}
+    scope |= {f"put{c}": put_into(c, 2 * count) for c in range(2 * count)}
     exec("\n".join(lines), scope)
     return scope["update"]
 
@@ -281,15 +301,16 @@ def _march_line(p, e, b, C, buf, new, old, stride, lo, hi, right, levels, step, 
         "    wide_vectors()",
         "    for level in range(levels):",
         *(f"        k{c}, l{c} = unsigned(old + {c} * stride), unsigned(new + {c} * stride)" for c in range(count)),
+        "        q = settled(p, step + level)",
         "        for x in range(unsigned(lo), unsigned(hi)):",
-        f"            fresh = cell(p, {near}, At(step + level, none, none, x + unsigned(origin)))",
+        f"            fresh = cell(q, {near}, At(step + level, none, none, x + unsigned(origin)))",
         *(f"            buf[l{c} + x] = fresh{'' if count == 1 else f'[{c}]'}" for c in range(count)),
         "        if vary:",
         "            set_ends(e, b, C, buf, none, step + level + 1, none, none, none + 1, n2)",
         "        line_ends(buf, none, C, buf, new, stride, lo, right, low, high, wrap, True, n2)",
         "        new, old = old, new",
     ]
-    scope = {"cell": cell, "Star": Star, "At": At, "unsigned": np.uint64, "one": np.uint64(1)}
+    scope = {"cell": cell, "Star": Star, "At": At, "unsigned": np.uint64, "one": np.uint64(1), "settled": settled}
     scope |= {"keep_apart": keep_apart, "wide_vectors": wide_vectors, "line_ends": line_ends, "set_ends": set_ends}
     exec("\n".join(lines), scope)
     return scope["run"]
@@ -518,7 +539,7 @@ def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, level
 
     In two buffers in turns. Two components in 2-D go in one, where a level lies three rows below or above the one
     before: a pair of new rows takes the place of two that are no longer needed, so that half as much goes through the
-    cache. With one component that gains nothing (measured), with more a pair is not vectorised.
+    cache. With one component that gains nothing (measured).
     """
     keep_apart()
     wide_vectors()
@@ -534,7 +555,7 @@ def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, level
     at_low, at_high = kind2 == BOUNDED and first == 0, kind2 == BOUNDED and last == n2
     pitch = (last - first + 1 + LANES) // LANES * LANES + LANES
     plane = (n1 + 2 * g1) * pitch
-    slides = kind0 != ABSENT and kind1 == ABSENT and C == PAIRED
+    slides = kind0 != ABSENT and kind1 == ABSENT and C == SLIDING
     stride = (n0 + 2 * g0 + 3 * np.int64(slides)) * plane  # from component to component
     shift = 3 * plane if slides else C * stride  # from level to level and back
     ends, start = buf, (8 * C + LANES - 1) // LANES * LANES  # the ends' numbers stand first
@@ -734,7 +755,7 @@ def tile_stream(params, edges, b, shape, source, target, memory, i0, i1, j0, j1,
 def plain_levels(t, r):
     """The levels inside the ring whose pair of rows, at this place of the wavefront, has nothing special."""
     none = r - r
-    if t.flat == 0 or t.C > PAIRED or t.vary == BY_ROW or r + 1 >= t.i1 + t.levels:
+    if t.flat == 0 or t.vary == BY_ROW or r + 1 >= t.i1 + t.levels:
         return none + 1, none
     if t.bound0:
         return max(none + 1, r + 3 - t.n0), min(t.levels - 1, (r - t.i0 + t.levels) // 2, r - 1)
@@ -745,7 +766,7 @@ def plain_levels(t, r):
 def plain_pair(t, i, reach):
     """Whether rows `i` and `i + 1` are of the tile or `reach` beyond, none of them the first or last of the grid."""
     inside = i >= t.i0 - reach and i + 1 < t.i1 + reach
-    return t.flat and t.C <= PAIRED and t.vary != BY_ROW and inside and (t.bound0 == 0 or (i > 0 and i + 2 < t.n0))
+    return t.flat and t.vary != BY_ROW and inside and (t.bound0 == 0 or (i > 0 and i + 2 < t.n0))
 
 
 @inner

@@ -9,7 +9,7 @@ import numpy as np
 from fastdiff.kernels._edges import ABSENT, BOUNDED, make_edges
 from fastdiff.kernels._fields import Cells, lowered
 from fastdiff.kernels._jit import tell_apart
-from fastdiff.kernels._march import LANES, PAIRED, components_of, map_fields, run_resident, run_stream
+from fastdiff.kernels._march import LANES, SLIDING, components_of, map_fields, run_resident, run_stream
 from fastdiff.kernels._threads import default_threads, scratch, together
 from fastdiff.kernels._wide import march_wide, near_of
 
@@ -28,7 +28,7 @@ def plan_for(shape, kinds, itemsize: int, threads: int, steps: int) -> Plan:
     if n0 == n1 == 1:
         return _plan_line(B, C, n2, kinds, itemsize, threads, steps)
     flat = n1 == 1 and kinds[1] == ABSENT
-    planes = n0 + 5 if flat and C == PAIRED else 2 * (n0 + 2) * (1 if flat else n1 + 2)  # one copy, or two
+    planes = n0 + 5 if flat and C == SLIDING else 2 * (n0 + 2) * (1 if flat else n1 + 2)  # one copy, or two
     resident = C * planes * (n2 + 2 * LANES) * itemsize
     if resident <= RESIDENT_BYTES and (B >= threads or resident <= SMALL_BYTES):
         return Plan("resident", (1, 1, 1), max(steps, 1))

@@ -26,7 +26,8 @@ import numpy as np
 
 from fastdiff.kernels import heat
 from fastdiff.kernels._edges import HOLD, NONE, Side, hold, make_edges, pad
-from fastdiff.kernels._march import Star, change, components_of
+from fastdiff.kernels._march import Star, cell, change, components_of, settled
+from fastdiff.kernels._math import select
 from fastdiff.kernels._run import march
 
 MOST_COMPONENTS = 4  # of a rule that is wrapped
@@ -68,64 +69,77 @@ class Scheme(NamedTuple):
 
 _LINES = {
     CHAIN: """
-z{c} = u[{c}].c if first else u[{z}].c
-s{c} = b * k{c} if first else u[{s}].c + b * k{c}
-y{c} = z{c} + (s{c} if last else a * k{c})
+z{c} = select(p.first, u[{c}].c, u[{z}].c)
+s{c} = select(p.first, p.b * k{c}, u[{s}].c + p.b * k{c})
+y{c} = z{c} + select(p.last, s{c}, p.a * k{c})
 """,
     CHAIN + "Watched": """
-z{c} = u[{c}].c if first else u[{z}].c
-s{c} = b * k{c} if first else u[{s}].c + b * k{c}
-e{c} = e * k{c} if at.step == p.start else u[{e}].c + e * k{c}
-y{c} = z{c} + (s{c} if last else a * k{c})
+z{c} = select(p.first, u[{c}].c, u[{z}].c)
+s{c} = select(p.first, p.b * k{c}, u[{s}].c + p.b * k{c})
+e{c} = select(p.start, p.e * k{c}, u[{e}].c + p.e * k{c})
+y{c} = z{c} + select(p.last, s{c}, p.a * k{c})
 """,
     LEGENDRE: """
-z{c} = u[{c}].c if first else u[{z}].c
-m{c} = k{c} if first else u[{m}].c
-q{c} = u[{c}].c if first else u[{q}].c
-y{c} = z{c} + ((mu * (u[{c}].c - z{c}) + nu * (q{c} - z{c})) + (rate * k{c} + drag * m{c}))
+z{c} = select(p.first, u[{c}].c, u[{z}].c)
+m{c} = select(p.first, k{c}, u[{m}].c)
+q{c} = select(p.first, u[{c}].c, u[{q}].c)
+y{c} = z{c} + ((p.mu * (u[{c}].c - z{c}) + p.nu * (q{c} - z{c})) + (p.rate * k{c} + p.drag * m{c}))
 q{c} = u[{c}].c
 """,
     LEGENDRE + "Watched": """
-z{c} = u[{c}].c if first else u[{z}].c
-m{c} = k{c} if first else u[{m}].c
-q{c} = u[{c}].c if first else u[{q}].c
-y{c} = z{c} + ((mu * (u[{c}].c - z{c}) + nu * (q{c} - z{c})) + (rate * k{c} + drag * m{c}))
-q{c} = p.keep * (z{c} - u[{c}].c) + p.slope * (m{c} + k{c}) if last else u[{c}].c
-y{c} = u[{c}].c if last else y{c}
+z{c} = select(p.first, u[{c}].c, u[{z}].c)
+m{c} = select(p.first, k{c}, u[{m}].c)
+q{c} = select(p.first, u[{c}].c, u[{q}].c)
+y{c} = z{c} + ((p.mu * (u[{c}].c - z{c}) + p.nu * (q{c} - z{c})) + (p.rate * k{c} + p.drag * m{c}))
+q{c} = select(p.last, p.keep * (z{c} - u[{c}].c) + p.slope * (m{c} + k{c}), u[{c}].c)
+y{c} = select(p.last, u[{c}].c, y{c})
 """,
 }
 _REGISTERS = {CHAIN: "yzs", CHAIN + "Watched": "yzse", LEGENDRE: "yqzm", LEGENDRE + "Watched": "yqzm"}
 _TABLES = {CHAIN: "a b last", CHAIN + "Watched": "a b last e", LEGENDRE: "mu nu rate drag",
            LEGENDRE + "Watched": "mu nu rate drag last"}
-
-
 _MORE = {CHAIN + "Watched": ["start"], LEGENDRE + "Watched": ["keep", "slope"]}
 
 
-def _cell(kind, count):
-    """The `cell` of a class: its source is written for `count` wrapped components."""
-    registers, tables = _REGISTERS[kind], _TABLES[kind].split()
+def _stage_class(kind, count):
+    """The rule of one stage, its numbers taken from the tables; the source is written for `count` components."""
+    registers, name = _REGISTERS[kind], f"{kind}{count}Stage"
     body = [line.format(c=c, **{r: c + count * k for k, r in enumerate(registers)})
             for c in range(count) for line in _LINES[kind].strip().splitlines()]
-    reads = ["last = p.last[stage] > p.zero" if t == "last" else f"{t} = p.{t}[stage]" for t in tables]
-    lines = ["def cell(p, u, at):", f"stage = at.step % len(p.{tables[0]})", "first = stage == 0", *reads,
+    lines = ["def cell(p, u, at):",
              ", ".join(f"k{c}" for c in range(count)) + " = change(p.rule, "
              + ("u[0]" if count == 1 else f"({', '.join(f'u[{c}]' for c in range(count))})") + ", at)",
              *body, "return " + ", ".join(f"{r}{c}" for r in registers for c in range(count))]
-    scope: dict[str, Any] = {"change": change}
+    scope: dict[str, Any] = {"change": change, "select": select}
     exec("\n    ".join(lines), scope)
-    return scope["cell"]
+    fields = ["rule", "first", *_TABLES[kind].split(), *_MORE.get(kind, [])]
+    return type(name, (namedtuple(name, fields),), {
+        "components": count * len(registers), "cell": staticmethod(scope["cell"]), "__module__": __name__,
+        "__slots__": (), "__doc__": f"One stage of {kind} around {count} components."})
 
 
-def _class(kind, count):
-    fields = ["rule", *_TABLES[kind].split(), "zero", *_MORE.get(kind, [])]
-    base = namedtuple(f"{kind}{count}", fields)
-    return type(f"{kind}{count}", (base,), {"components": count * len(_REGISTERS[kind]), "wrapped": count,
-                                            "cell": staticmethod(_cell(kind, count)), "__module__": __name__,
-                                            "__slots__": (), "__doc__": f"{kind} around {count} components."})
+def _class(kind, count, stage):
+    """The rule of all stages: tables, `settle`, which looks into them, and `cell`, for who does not settle first."""
+    tables, name = _TABLES[kind].split(), f"{kind}{count}"
+    picks = {**{t: f"p.{t}[stage]" for t in tables}, **{m: f"p.{m}" for m in _MORE.get(kind, [])}}
+    picks |= {key: text for key, text in (("last", "p.last[stage] > p.zero"), ("start", "step == p.start"))
+              if key in picks}
+    lines = ["def settle(p, step):", f"    stage = step % len(p.{tables[0]})",
+             f"    return Stage(p.rule, stage == 0, {', '.join(picks.values())})",
+             "def cell(p, u, at):", "    return step_of(settled(p, at.step), u, at)"]
+    scope: dict[str, Any] = {"Stage": stage, "settled": settled, "step_of": cell}
+    exec("\n".join(lines), scope)
+    fields = ["rule", *tables, "zero", *_MORE.get(kind, [])]
+    return type(name, (namedtuple(name, fields),), {
+        "components": count * len(_REGISTERS[kind]), "wrapped": count, "cell": staticmethod(scope["cell"]),
+        "settle": staticmethod(scope["settle"]), "__module__": __name__, "__slots__": (),
+        "__doc__": f"{kind} around {count} components."})
 
 
-_CLASSES = {f"{kind}{count}": _class(kind, count) for kind in _LINES for count in range(1, MOST_COMPONENTS + 1)}
+_STAGES = {f"{kind}{count}": _stage_class(kind, count) for kind in _LINES for count in range(1, MOST_COMPONENTS + 1)}
+globals().update({f"{name}Stage": cls for name, cls in _STAGES.items()})
+_CLASSES = {f"{kind}{count}": _class(kind, count, _STAGES[f"{kind}{count}"]) for kind in _LINES
+            for count in range(1, MOST_COMPONENTS + 1)}
 globals().update(_CLASSES)
 
 

@@ -14,8 +14,8 @@ from fastdiff.kernels._threads import check_threads
 from fastdiff.solution import Solution
 from fastdiff.state import State, first_bad, first_not_finite, read
 from fastdiff.steppers import METHODS as MARCHING
-from fastdiff.steppers._adapt import Controller
-from fastdiff.steppers._base import DOUBLING, EMBEDDED, LIMIT, chunks, relative, steps_between
+from fastdiff.steppers._adapt import Controller, Richardson
+from fastdiff.steppers._base import DOUBLING, EMBEDDED, LIMIT, chunks, steps_between
 from fastdiff.steppers.auto import DEFAULT_RTOL
 from fastdiff.steppers.auto import choose as cheapest
 
@@ -318,27 +318,25 @@ def _adapted(problem, run, rtol, progress):
 
 
 def _doubled(problem, run, rtol, progress):
-    """Solve with more and more steps until what they change, by the method's order, is below rtol."""
-    span, order = float(problem.times[-1]), run.method.order
+    """Solve with more and more steps until the error that they show is below rtol."""
+    span, series = float(problem.times[-1]), Richardson(run.method.order)
     counts = np.array([steps_between(a, b, span / 4) if b > a else 0 for a, b in _intervals(problem)])
     times, total, evaluations = 1, 0, 0
-    old, before, error = None, 1, np.inf
     while True:
+        last = series.last
         frames, stats = _fixed(problem, run, counts * times, progress)
         total, evaluations = total + stats["steps"], evaluations + stats["evaluations"]
-        if old is not None:
-            previous, error = error, max(relative(frames[:, n] - old[:, n], frames[:, n])
-                                         for n in range(len(problem.times))) / ((times / before) ** order - 1)
-            if error <= rtol:
-                return frames, {"steps": total, "evaluations": evaluations, "error_estimate": error,
-                                "dt": span / max(1, int((counts * times).sum()))}
-            if not (error < previous or times < 64) or counts.sum() * times > MOST_STEPS:
-                raise ValueError(f"{run.method.name} does not meet rtol = {rtol:g}: with {stats['steps']} steps the "
-                                 f"estimated error is {error:.2g}; try a larger rtol, float64 or another method")
-        wanted = 2.0 if old is None or not np.isfinite(error) else 1.15 * (error / rtol) ** (1 / order)
-        if isinstance(old, watch.Sink):
-            old.discard()
-        old, before, times = frames, times, times * int(np.ceil(min(max(wanted, 2.0), 16.0)))
+        best = series.add(times, frames, len(problem.times))
+        if series.error <= rtol:
+            return best, {"steps": total, "evaluations": evaluations, "error_estimate": series.error,
+                          "dt": span / max(1, int((counts * times).sum()))}
+        worse = np.isfinite(series.before) and not (series.error < series.before or times < 64)
+        if worse or counts.sum() * times > MOST_STEPS:
+            raise ValueError(f"{run.method.name} does not meet rtol = {rtol:g}: with {stats['steps']} steps the "
+                             f"estimated error is {series.error:.2g}; try a larger rtol, float64 or another method")
+        if isinstance(last, watch.Sink):
+            last.discard()
+        times = series.next(rtol)
 
 
 def _advance(run, problem, counts, frames, advance):
@@ -429,7 +427,8 @@ def _solution(problem, frames, stats):
     if isinstance(frames, watch.Sink):
         return frames.solution(stats, problem.equation)
     state = problem.state
-    C, final, times = len(problem.equation.names), dispatch.copy(frames[:, -1]), problem.times
+    C, final, times = len(problem.equation.names), frames[:, -1], problem.times
+    final = final if len(times) == 1 else dispatch.copy(final)  # a single frame is both: a copy costs as much as a step
     if problem.hidden:
         frames, times = dispatch.copy(frames[:, :-1]), times[:-1]
     u = frames if state.batched else frames[0]

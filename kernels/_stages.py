@@ -8,15 +8,17 @@ coefficients are read from tables. Around a rule with C components, component C*
 The wrapped rule's `change` is h M(u), h the length of the whole step. Two kinds, each with and without an estimate:
 
 `Chain`     explicit Runge-Kutta methods where a stage needs only the slope k_j before it. Registers y, z, s (and e):
-            z is the old value, y = z + a_j k_j, s collects b_j k_j, where `last` is 1, y = z + s. e collects e_j k_j
-            of all steps of a march from level 0 on: the sum of the errors that they made, as they estimate them.
+            z is the old value, s collects b_j k_j, y = z + (a_j k_j + last_j s): where `last` is 1, a_j is 0. e
+            collects e_j k_j of all steps of a march from level 0 on: the sum of the errors that they made, as they
+            estimate them.
 `Legendre`  Runge-Kutta-Legendre and alike. Registers Y_j, Y_{j-1}, Y_0, h M(Y_0):
             Y_j = Y_0 + mu (Y_{j-1} - Y_0) + nu (Y_{j-2} - Y_0) + rate h M(Y_{j-1}) + drag h M(Y_0);
             where `last` is 1, Y_{j-1} is left alone and 0.8 (Y_0 - Y_{j-1}) + 0.4 h (M(Y_0) + M(Y_{j-1})), an estimate
             of the error, takes the place of the second register.
 
-Increments throughout: a field that does not change keeps every bit. Numba's disk cache finds a class again by its
-name, hence one class of this module for each number of components.
+Increments throughout: a field that does not change keeps every bit. Nothing is selected from two sums: whether the
+products in them are fused would depend on what the compiler makes of the selection. Numba's disk cache finds a class
+again by its name, hence one class of this module for each number of components.
 """
 
 from collections import namedtuple
@@ -70,14 +72,14 @@ class Scheme(NamedTuple):
 _LINES = {
     CHAIN: """
 z{c} = select(p.first, u[{c}].c, u[{z}].c)
-s{c} = select(p.first, p.b * k{c}, u[{s}].c + p.b * k{c})
-y{c} = z{c} + select(p.last, s{c}, p.a * k{c})
+s{c} = select(p.first, p.zero, u[{s}].c) + p.b * k{c}
+y{c} = z{c} + (p.a * k{c} + p.last * s{c})
 """,
     CHAIN + "Watched": """
 z{c} = select(p.first, u[{c}].c, u[{z}].c)
-s{c} = select(p.first, p.b * k{c}, u[{s}].c + p.b * k{c})
-e{c} = select(p.start, p.e * k{c}, u[{e}].c + p.e * k{c})
-y{c} = z{c} + select(p.last, s{c}, p.a * k{c})
+s{c} = select(p.first, p.zero, u[{s}].c) + p.b * k{c}
+e{c} = select(p.start, p.zero, u[{e}].c) + p.e * k{c}
+y{c} = z{c} + (p.a * k{c} + p.last * s{c})
 """,
     LEGENDRE: """
 z{c} = select(p.first, u[{c}].c, u[{z}].c)
@@ -112,18 +114,19 @@ def _stage_class(kind, count):
              *body, "return " + ", ".join(f"{r}{c}" for r in registers for c in range(count))]
     scope: dict[str, Any] = {"change": change, "select": select}
     exec("\n    ".join(lines), scope)
-    fields = ["rule", "first", *_TABLES[kind].split(), *_MORE.get(kind, [])]
+    fields = ["rule", "first", *_TABLES[kind].split(), "zero", *_MORE.get(kind, [])]
     return type(name, (namedtuple(name, fields),), {
-        "components": count * len(registers), "cell": staticmethod(scope["cell"]), "__module__": __name__,
+        "components": count * len(registers), "kept": count * (len(registers) - 1), "__module__": __name__,
+        "cell": staticmethod(scope["cell"]),
         "__slots__": (), "__doc__": f"One stage of {kind} around {count} components."})
 
 
 def _class(kind, count, stage):
     """The rule of all stages: tables, `settle`, which looks into them, and `cell`, for who does not settle first."""
     tables, name = _TABLES[kind].split(), f"{kind}{count}"
-    picks = {**{t: f"p.{t}[stage]" for t in tables}, **{m: f"p.{m}" for m in _MORE.get(kind, [])}}
-    picks |= {key: text for key, text in (("last", "p.last[stage] > p.zero"), ("start", "step == p.start"))
-              if key in picks}
+    picks = {**{t: f"p.{t}[stage]" for t in tables}, "zero": "p.zero", **{m: f"p.{m}" for m in _MORE.get(kind, [])}}
+    known = {"start": "step == p.start"} | ({"last": "p.last[stage] > p.zero"} if kind.startswith(LEGENDRE) else {})
+    picks |= {key: text for key, text in known.items() if key in picks}
     lines = ["def settle(p, step):", f"    stage = step % len(p.{tables[0]})",
              f"    return Stage(p.rule, stage == 0, {', '.join(picks.values())})",
              "def cell(p, u, at):", "    return step_of(settled(p, at.step), u, at)"]
@@ -131,7 +134,8 @@ def _class(kind, count, stage):
     exec("\n".join(lines), scope)
     fields = ["rule", *tables, "zero", *_MORE.get(kind, [])]
     return type(name, (namedtuple(name, fields),), {
-        "components": count * len(_REGISTERS[kind]), "wrapped": count, "cell": staticmethod(scope["cell"]),
+        "components": count * len(_REGISTERS[kind]), "kept": count * (len(_REGISTERS[kind]) - 1), "wrapped": count,
+        "cell": staticmethod(scope["cell"]),
         "settle": staticmethod(scope["settle"]), "__module__": __name__, "__slots__": (),
         "__doc__": f"{kind} around {count} components."})
 

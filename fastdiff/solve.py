@@ -16,7 +16,7 @@ from fastdiff.state import State, first_bad, first_not_finite, read
 from fastdiff.steppers import METHODS as MARCHING
 from fastdiff.steppers._adapt import Controller, Richardson
 from fastdiff.steppers._base import DOUBLING, EMBEDDED, LIMIT, chunks, steps_between
-from fastdiff.steppers.auto import DEFAULT_RTOL
+from fastdiff.steppers.auto import DEFAULT_RTOL, has_lines
 from fastdiff.steppers.auto import choose as cheapest
 
 METHODS = ("auto", *MARCHING, "spectral")
@@ -180,7 +180,7 @@ def _choose(problem, method):
         return "spectral", "constant coefficients and boundaries: exact in time, one transform a frame"
     rtol = DEFAULT_RTOL if problem.rtol is None else problem.rtol
     run = _run(problem, MARCHING["euler"])
-    linear = isinstance(problem.equation, Heat) and problem.state.backend == "cpu" and not run.faces.nonlinear
+    linear = problem.state.backend == "cpu" and not run.faces.nonlinear and has_lines(problem.equation, problem.grid)
     name, why = cheapest(run, linear, problem.times, rtol)
     if problem.plan is not None and problem.plan.watchers and MARCHING[name].control == DOUBLING:
         name, why = "rkl2", "callback and stop see a run that goes through time once"
@@ -190,7 +190,7 @@ def _choose(problem, method):
 def _not_spectral(problem):
     """Why the spectral method does not apply, or None."""
     if not isinstance(problem.equation, Heat):
-        return "the equation is nonlinear"
+        return "the equation is more than diffusion"
     if not problem.equation.constant(problem.grid):
         return "a coefficient, the spacing or a source varies in space"
     from fastdiff.steppers import spectral

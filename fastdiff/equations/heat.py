@@ -206,6 +206,10 @@ class Heat(AsGiven):
             object.__setattr__(other, name, value)
         return other
 
+    def linear(self, grid: Grid) -> bool:
+        """Whether it is linear and couples nearest neighbours along the axes alone."""
+        return not any(self._laws) and self._matrix is None and self.order == 2
+
     def line_weights(self, grid: Grid, batch: int):
         """Weights of the low and the high neighbour of each axis in turn, per time; None if there are no such."""
         wide = any(self._laws) or self._matrix is not None or self.order > 2

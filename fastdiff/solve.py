@@ -62,7 +62,8 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
     dt        largest step, then all steps are fixed; default: 0.9 of the stability limit for euler and rk4, else what
               rtol asks for
     rtol      asked relative error in time, in the Euclidean norm of each sample and component; default 1e-4. rk23 and
-              rkl2 estimate it at each step; crank_nicolson, strang and etdrk4 by solving again with smaller steps
+              rkl2 estimate it at each step; crank_nicolson, strang and etdrk4 by solving again with smaller steps,
+              from which a better solution is extrapolated
     device    "cpu", "cuda", or None: where u0 is. An explicit choice never falls back
     threads   CPU threads; default: all cores we may use
     progress  show a bar with speed and time left
@@ -74,8 +75,8 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
     save_to   an HDF5 file that takes the frames as they come, so that memory holds only one; it appears when the run
               is complete. u of the Solution then is the open file's; Solution.load reads it, too
 
-    Returns a Solution with t (T,), u (T, [C,] *grid) or (batch, T, [C,] *grid), final (like u0), and stats: method,
-    why, steps, dt, seconds, compile_seconds, cell_updates_per_second, error_estimate.
+    Returns a Solution with t (T,), u (T, [C,] *grid) or (batch, T, [C,] *grid), final (like u0; if there is one frame
+    alone, it shares u's memory), and stats: method, why, steps, dt, seconds, compile_seconds, cell_updates_per_second, error_estimate.
 
     Raises ValueError for input that cannot be solved (it says what to do), Unstable (a ValueError) for a step beyond
     the stability limit, Diverged for a field that becomes NaN or infinite.
@@ -319,14 +320,14 @@ def _adapted(problem, run, rtol, progress):
 
 def _doubled(problem, run, rtol, progress):
     """Solve with more and more steps until the error that they show is below rtol."""
-    span, series = float(problem.times[-1]), Richardson(run.method.order)
-    counts = np.array([steps_between(a, b, span / 4) if b > a else 0 for a, b in _intervals(problem)])
+    span = float(problem.times[-1])
+    series = Richardson(run.method.order, len(problem.times), lambda: _frames(problem))
+    counts = np.array([steps_between(a, b, span / 3) if b > a else 0 for a, b in _intervals(problem)])
     times, total, evaluations = 1, 0, 0
     while True:
-        last = series.last
         frames, stats = _fixed(problem, run, counts * times, progress)
         total, evaluations = total + stats["steps"], evaluations + stats["evaluations"]
-        best = series.add(times, frames, len(problem.times))
+        best, spent = series.add(times, frames)
         if series.error <= rtol:
             return best, {"steps": total, "evaluations": evaluations, "error_estimate": series.error,
                           "dt": span / max(1, int((counts * times).sum()))}
@@ -334,8 +335,9 @@ def _doubled(problem, run, rtol, progress):
         if worse or counts.sum() * times > MOST_STEPS:
             raise ValueError(f"{run.method.name} does not meet rtol = {rtol:g}: with {stats['steps']} steps the "
                              f"estimated error is {series.error:.2g}; try a larger rtol, float64 or another method")
-        if isinstance(last, watch.Sink):
-            last.discard()
+        for sink in spent:
+            if isinstance(sink, watch.Sink):
+                sink.discard()
         times = series.next(rtol)
 
 

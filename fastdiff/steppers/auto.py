@@ -5,13 +5,13 @@ whole run, rtol the asked error, and n = 0.6 (K / rtol)^(1/2) steps of a second-
 frame), K how often diffusion crosses 1/16 of the shortest side in the run, at most 8:
 
     spectral         0                         constant coefficients and boundaries that sines or cosines fit
-    crank_nicolson   f (3 + m) (2 + 12 axes)   linear, nearest neighbours; f steps at first (4, or one a frame), then
+    crank_nicolson   f (3 + m) (2 + 12 axes)   linear, nearest neighbours; f steps at first (3, or one a frame), then
                                                2 f, m f until what is extrapolated from them agrees: of fourth order,
-                                               m = 0.4 (K / rtol)^(1/4) 4/f, at least 3
+                                               m = 0.4 (K / rtol)^(1/4) / f, at least 3
     rkl2             2 n s                     s = 2 (L/n)^(1/2) stages of a step, each about two updates
     rk23             6 L                       four stages to a step of 1.26 limits, with more to keep
 
-A reaction of rate k limits the steps, too: with x = k t_end / 8, as it is rarely as fast as its bound, at least
+A reaction of rate k limits the steps, too: with x = k t_end / 32, as it is rarely as fast as its bound, at least
 x (x / rtol)^(1/2) of rkl2, and x (x / rtol)^(1/3) of rk23, whose steps then cost 8 updates.
 
 The numbers are rough ratios, the same on every machine. strang, rk4 and etdrk4 are never chosen: they are for those
@@ -51,14 +51,14 @@ def choose(run, linear: bool, times, rtol: float) -> Choice:
 
 
 def _costs(run, span, frames, rtol, linear):
-    limits, react = span / run.euler_limit, run.rate * span / 8
+    limits, react = span / run.euler_limit, run.rate * span / 32
     crossings = min(_crossings(run, limits, min(run.grid.lengths) / 16), 8.0)
     n = max(frames, 8, ceil(0.6 * sqrt(crossings / rtol)), ceil(react * sqrt(react / rtol)))
     costs = {"rkl2": STAGE * n * stages_for(limits / n),
              "rk23": 4 * STAGE * max(frames, 0.75 * limits, react * (react / rtol) ** (1 / 3))}
     if linear:
-        first = max(frames, 4)
-        more = max(3.0, 0.4 * (crossings / rtol) ** 0.25 * 4 / first)
+        first = max(frames, 3)
+        more = max(3.0, 0.4 * (crossings / rtol) ** 0.25 / first)
         costs["crank_nicolson"] = first * (3 + more) * (SWEEP + SOLVE * run.grid.ndim)
     return costs
 

@@ -53,11 +53,11 @@ def triad(threads: int, dtype="float64", size_bytes: int = TRIAD_BYTES, rounds: 
 
 
 @njit(**FLAGS)
-def _rows(p, out, buf, s, m0, p0, m1, p1, stride, out_stride, lo, hi, repeats):
-    q, dst, src = sample_of(p, 0), borrow(out), borrow(buf)
+def _rows(p, out, buf, own, s, m0, p0, m1, p1, stride, out_stride, lo, hi, repeats):
+    q, dst, src, kept = sample_of(p, 0), borrow(out), borrow(buf), borrow(own)
     none, step = lo - lo, 0
-    update_rows(q, dst, none, out_stride, none, src, s, m0, p0, m1, p1, stride, none, repeats, lo, hi, step, step, step,
-                step, step, none)
+    update_rows(q, dst, none, out_stride, none, src, s, m0, p0, m1, p1, stride, none, kept, none, out_stride, repeats,
+                lo, hi, step, step, step, step, step, none)
 
 
 def _one_row(field):
@@ -76,7 +76,7 @@ def row_runner(rule, dtype, ndim):
     cells = ROW_BYTES // dtype.itemsize
     pitch = cells + 64 // dtype.itemsize * 3  # no two rows at the same place of a page
     buf = np.random.default_rng(0).uniform(0.4, 0.6, components * 5 * pitch).astype(dtype)
-    out = np.zeros(components * pitch, dtype)
+    out, kept = np.zeros(components * pitch, dtype), np.zeros(components * pitch, dtype)
     u = np.uint64
     middle = u(2 * pitch)
     m1, p1 = (u(pitch), u(3 * pitch)) if ndim == 3 else (middle, middle)
@@ -84,7 +84,7 @@ def row_runner(rule, dtype, ndim):
     lo = 64 // dtype.itemsize
 
     def run(repeats):
-        _rows(rule, out, buf, middle, m0, p0, m1, p1, u(5 * pitch), u(pitch), u(lo), u(lo + cells), repeats)
+        _rows(rule, out, buf, kept, middle, m0, p0, m1, p1, u(5 * pitch), u(pitch), u(lo), u(lo + cells), repeats)
 
     return run, cells
 

@@ -14,9 +14,9 @@ from fastdiff.kernels._threads import check_threads
 from fastdiff.solution import Solution
 from fastdiff.state import State, first_bad, first_not_finite, read
 from fastdiff.steppers import METHODS as MARCHING
-from fastdiff.steppers._adapt import Controller
-from fastdiff.steppers._base import DOUBLING, EMBEDDED, LIMIT, chunks, relative, steps_between
-from fastdiff.steppers.auto import DEFAULT_RTOL
+from fastdiff.steppers._adapt import Controller, Richardson
+from fastdiff.steppers._base import DOUBLING, EMBEDDED, LIMIT, chunks, steps_between
+from fastdiff.steppers.auto import DEFAULT_RTOL, has_lines
 from fastdiff.steppers.auto import choose as cheapest
 
 METHODS = ("auto", *MARCHING, "spectral")
@@ -62,7 +62,8 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
     dt        largest step, then all steps are fixed; default: 0.9 of the stability limit for euler and rk4, else what
               rtol asks for
     rtol      asked relative error in time, in the Euclidean norm of each sample and component; default 1e-4. rk23 and
-              rkl2 estimate it at each step; crank_nicolson, strang and etdrk4 by solving again with smaller steps
+              rkl2 estimate it at each step; crank_nicolson, strang and etdrk4 by solving again with smaller steps,
+              from which a better solution is extrapolated
     device    "cpu", "cuda", or None: where u0 is. An explicit choice never falls back
     threads   CPU threads; default: all cores we may use
     progress  show a bar with speed and time left
@@ -74,8 +75,8 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
     save_to   an HDF5 file that takes the frames as they come, so that memory holds only one; it appears when the run
               is complete. u of the Solution then is the open file's; Solution.load reads it, too
 
-    Returns a Solution with t (T,), u (T, [C,] *grid) or (batch, T, [C,] *grid), final (like u0), and stats: method,
-    why, steps, dt, seconds, compile_seconds, cell_updates_per_second, error_estimate.
+    Returns a Solution with t (T,), u (T, [C,] *grid) or (batch, T, [C,] *grid), final (like u0; if there is one frame
+    alone, it shares u's memory), and stats: method, why, steps, dt, seconds, compile_seconds, cell_updates_per_second, error_estimate.
 
     Raises ValueError for input that cannot be solved (it says what to do), Unstable (a ValueError) for a step beyond
     the stability limit, Diverged for a field that becomes NaN or infinite.
@@ -180,7 +181,7 @@ def _choose(problem, method):
         return "spectral", "constant coefficients and boundaries: exact in time, one transform a frame"
     rtol = DEFAULT_RTOL if problem.rtol is None else problem.rtol
     run = _run(problem, MARCHING["euler"])
-    linear = isinstance(problem.equation, Heat) and problem.state.backend == "cpu" and not run.faces.nonlinear
+    linear = problem.state.backend == "cpu" and not run.faces.nonlinear and has_lines(problem.equation, problem.grid)
     name, why = cheapest(run, linear, problem.times, rtol)
     if problem.plan is not None and problem.plan.watchers and MARCHING[name].control == DOUBLING:
         name, why = "rkl2", "callback and stop see a run that goes through time once"
@@ -190,7 +191,7 @@ def _choose(problem, method):
 def _not_spectral(problem):
     """Why the spectral method does not apply, or None."""
     if not isinstance(problem.equation, Heat):
-        return "the equation is nonlinear"
+        return "the equation is more than diffusion"
     if not problem.equation.constant(problem.grid):
         return "a coefficient, the spacing or a source varies in space"
     from fastdiff.steppers import spectral
@@ -318,27 +319,26 @@ def _adapted(problem, run, rtol, progress):
 
 
 def _doubled(problem, run, rtol, progress):
-    """Solve with more and more steps until what they change, by the method's order, is below rtol."""
-    span, order = float(problem.times[-1]), run.method.order
-    counts = np.array([steps_between(a, b, span / 4) if b > a else 0 for a, b in _intervals(problem)])
+    """Solve with more and more steps until the error that they show is below rtol."""
+    span = float(problem.times[-1])
+    series = Richardson(run.method.order, len(problem.times), lambda: _frames(problem))
+    counts = np.array([steps_between(a, b, span / 3) if b > a else 0 for a, b in _intervals(problem)])
     times, total, evaluations = 1, 0, 0
-    old, before, error = None, 1, np.inf
     while True:
         frames, stats = _fixed(problem, run, counts * times, progress)
         total, evaluations = total + stats["steps"], evaluations + stats["evaluations"]
-        if old is not None:
-            previous, error = error, max(relative(frames[:, n] - old[:, n], frames[:, n])
-                                         for n in range(len(problem.times))) / ((times / before) ** order - 1)
-            if error <= rtol:
-                return frames, {"steps": total, "evaluations": evaluations, "error_estimate": error,
-                                "dt": span / max(1, int((counts * times).sum()))}
-            if not (error < previous or times < 64) or counts.sum() * times > MOST_STEPS:
-                raise ValueError(f"{run.method.name} does not meet rtol = {rtol:g}: with {stats['steps']} steps the "
-                                 f"estimated error is {error:.2g}; try a larger rtol, float64 or another method")
-        wanted = 2.0 if old is None or not np.isfinite(error) else 1.15 * (error / rtol) ** (1 / order)
-        if isinstance(old, watch.Sink):
-            old.discard()
-        old, before, times = frames, times, times * int(np.ceil(min(max(wanted, 2.0), 16.0)))
+        best, spent = series.add(times, frames)
+        if series.error <= rtol:
+            return best, {"steps": total, "evaluations": evaluations, "error_estimate": series.error,
+                          "dt": span / max(1, int((counts * times).sum()))}
+        worse = np.isfinite(series.before) and not (series.error < series.before or times < 64)
+        if worse or counts.sum() * times > MOST_STEPS:
+            raise ValueError(f"{run.method.name} does not meet rtol = {rtol:g}: with {stats['steps']} steps the "
+                             f"estimated error is {series.error:.2g}; try a larger rtol, float64 or another method")
+        for sink in spent:
+            if isinstance(sink, watch.Sink):
+                sink.discard()
+        times = series.next(rtol)
 
 
 def _advance(run, problem, counts, frames, advance):
@@ -429,7 +429,8 @@ def _solution(problem, frames, stats):
     if isinstance(frames, watch.Sink):
         return frames.solution(stats, problem.equation)
     state = problem.state
-    C, final, times = len(problem.equation.names), dispatch.copy(frames[:, -1]), problem.times
+    C, final, times = len(problem.equation.names), frames[:, -1], problem.times
+    final = final if len(times) == 1 else dispatch.copy(final)  # a single frame is both: a copy costs as much as a step
     if problem.hidden:
         frames, times = dispatch.copy(frames[:, :-1]), times[:-1]
     u = frames if state.batched else frames[0]

@@ -285,20 +285,74 @@ inline_here = _attribute("alwaysinline", "Inline the enclosing function wherever
 keep_apart = _attribute("noinline", "Never inline the enclosing function: it is rarely run, and its code is long.")
 
 
-@intrinsic
-def restrict_dst(typingctx):
-    """Promise that what the enclosing function writes through its argument `dst` is not read through another one.
+def _restrict(name):
+    @intrinsic
+    def restrict(typingctx):
+        def codegen(context, builder, sig, args):
+            fields = [a for a in builder.function.args if a.name.startswith(f"arg.{name}.")]
+            pointers = [a for a in fields if isinstance(a.type, ir.PointerType)]
+            pointers[-1].add_attribute("noalias")  # meminfo, parent, data
+            return context.get_dummy_value()
+
+        return types.none(), codegen
+
+    restrict.__doc__ = f"""Promise that what the enclosing function writes through its argument `{name}` is not read
+    or written through another one.
 
     Without it a row with several outputs needs more run-time overlap checks than LLVM is willing to vectorise for.
     """
+    return restrict
 
-    def codegen(context, builder, sig, args):
-        fields = [a for a in builder.function.args if a.name.startswith("arg.dst.")]
-        pointers = [a for a in fields if isinstance(a.type, ir.PointerType)]
-        pointers[-1].add_attribute("noalias")  # meminfo, parent, data
-        return context.get_dummy_value()
 
-    return types.none(), codegen
+restrict_dst, restrict_kept = _restrict("dst"), _restrict("kept")
+
+
+def _apart(builder, instruction, k, count):
+    """Say that a load or store is number `k` of `count` whose addresses never meet."""
+    add = builder.module.add_metadata
+    scopes = [add([f"fastdiff store {j}", add(["fastdiff stores"])]) for j in range(count)]
+    instruction.set_metadata("alias.scope", add([scopes[k]]))
+    if count > 1:
+        instruction.set_metadata("noalias", add([s for j, s in enumerate(scopes) if j != k]))
+
+
+@lru_cache(maxsize=128)
+def put_into(k: int, count: int):
+    """`put(dst, at, value)`: `dst[at] = value`, where the function has `count` such stores that never meet.
+
+    Compiled code alone cannot know that, and beyond a few stores LLVM finds the checks at run time too dear for short
+    rows. Store `k` gets an alias scope of its own, and says that it meets none of the others.
+    """
+
+    @intrinsic
+    def put(typingctx, dst, at, value):
+        def codegen(context, builder, sig, args):
+            kind = sig.args[0].dtype
+            number = context.cast(builder, args[2], sig.args[2], kind)
+            store = builder.store(number, _element(context, builder, sig.args[0], args[0], args[1]), kind.bitwidth // 8)
+            _apart(builder, store, k, count)
+            return context.get_dummy_value()
+
+        return types.none(dst, at, value), codegen
+
+    return put
+
+
+@lru_cache(maxsize=128)
+def take_from(k: int, count: int):
+    """`take(src, at)`: `src[at]`, which of the `count` stores of `put_into` meets store `k` alone."""
+
+    @intrinsic
+    def take(typingctx, src, at):
+        def codegen(context, builder, sig, args):
+            load = builder.load(_element(context, builder, sig.args[0], args[0], args[1]),
+                                align=sig.args[0].dtype.bitwidth // 8)
+            _apart(builder, load, k, count)
+            return load
+
+        return src.dtype(src, at), codegen
+
+    return take
 
 
 _ON_X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -375,9 +429,12 @@ __all__ = [
     "inner",
     "keep_apart",
     "kernel",
+    "put_into",
     "restore_denormals",
     "restrict_dst",
+    "restrict_kept",
     "source_stamp",
+    "take_from",
     "tell_apart",
     "wide_vectors",
 ]

@@ -12,6 +12,9 @@ A rule may have a method `cell` instead, the new value itself; by default that i
 are compiled into the schedule by the rule's *type*, and are the CUDA kernel's too. A field may be another rule, and
 may hold a number of every cell (`_fields.py`).
 
+The last `kept` components of a rule are read at the cell itself alone. The CPU schedules keep them once, in place of
+once a level, and do nothing to them at the boundaries.
+
 Space is always three axes (n0, n1, n2), n2 contiguous: 1-D is (1, 1, n), 2-D is (n0, 1, n2). An axis is bounded,
 periodic or absent. State arrays are (batch, components, n0, n1, n2), flattened.
 
@@ -68,15 +71,18 @@ from fastdiff.kernels._jit import (
     inner,
     keep_apart,
     kernel,
+    put_into,
     restore_denormals,
     restrict_dst,
+    restrict_kept,
+    take_from,
     wide_vectors,
 )
 
 STEADY, BY_LEVEL, BY_ROW = 0, 1, 2  # what `ends_vary` says
 CALLED = 3  # at the end of a row: a ghost whose g is a compiled function
 LANES = 16  # rows inside a tile start and end at multiples of this many cells
-PAIRED = 2  # components up to which rows go in pairs: with more outputs a pair is not vectorised
+SLIDING = 2  # components of a rule whose resident blocks are one buffer, in which levels slide
 BUSY_TURNS = 100  # looks at a neighbour's progress before giving way to other threads
 
 
@@ -146,6 +152,22 @@ def components_of(rule) -> int:
     return getattr(rule, "components", 1)
 
 
+def kept_by(rule) -> int:
+    """How many of a rule class's components, the last ones, are read at the cell itself alone."""
+    return getattr(rule, "kept", 0)
+
+
+def kept_of(p):
+    """`kept_by` the class of some parameters."""
+    return kept_by(type(p))
+
+
+@overload(kept_of)
+def _kept_of(p):
+    count = np.int64(kept_by(p.instance_class))
+    return lambda p: count
+
+
 def map_fields(rule, function):
     """The rule with a function applied to every field, those of rules inside included."""
     def apply(field):
@@ -204,20 +226,39 @@ def _sample_of(p, b):
     return scope["pick"]
 
 
-def update_rows(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, rows, lo, hi, step, i0, i1, di0, di1, origin):
+def settled(p, step):
+    """The parameters of one time step: what a rule's `settle(p, step)` makes of them, or `p`.
+
+    The schedules ask once a row. What depends on the step alone then is a number in the inner loop: a look into a table
+    in there, with an index by a division, would keep the loop from being vectorised.
+    """
+    rule = type(p)
+    return rule.settle(p, step) if hasattr(rule, "settle") else p
+
+
+@overload(settled, jit_options={"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True})
+def _settled(p, step):
+    return getattr(p.instance_class, "settle", lambda p, step: p)
+
+
+def update_rows(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, kept, h, hcs, rows, lo, hi, step, i0, i1,
+                di0, di1, origin):
     """Apply the rule to columns `lo:hi` of some rows of `src`, the first at offset `s`; put them at `d` in `dst`.
 
     `m0` ... `p1` are the offsets of the rows next to the first; `dcs` and `scs` the strides from component to
-    component, `drs` and `srs` from row to row. The first row has indices `i0` and `i1`, which grow by `di0` and `di1`
-    from row to row; `origin` turns a column into an index of axis 2. In halos, indices go beyond the grid.
+    component, `drs` and `srs` from row to row. What the rule keeps at the cell lies in `kept`, from `h` on, `hcs` from
+    component to component and `srs` from row to row, and stays there. The first row has indices `i0` and `i1`, which
+    grow by `di0` and `di1` from row to row; `origin` turns a column into an index of axis 2. In halos, indices go
+    beyond the grid.
     """
     raise NotImplementedError("compiled only: its source is made for the rule's number of components")
 
 
-def update_pair(p, dst, d0, d1, dcs, src, below, s0, s1, above, scs, lo, hi, step, i0, i1, origin):
+def update_pair(p, dst, d0, d1, dcs, src, below, s0, s1, above, scs, kept, h0, h1, hcs, lo, hi, step, i0, i1, origin):
     """Apply the rule to columns `lo:hi` of two neighbouring rows, at `s0` and `s1`; put them at `d0` and `d1`.
 
-    For 2-D grids: `below` and `above` are the rows around them along axis 0; `i0` and `i1` are their indices.
+    For 2-D grids: `below` and `above` are the rows around them along axis 0; `i0` and `i1` are their indices. What the
+    rule keeps lies at `h0` and `h1` in `kept`.
     """
     raise NotImplementedError("compiled only: its source is made for the rule's number of components")
 
@@ -239,55 +280,91 @@ _STAR = "Star(src[s + {0} + x], src[m0 + {0} + x], src[p0 + {0} + x], src[m1 + {
 src[s + {0} + x - one], src[s + {0} + x + one])"
 
 
+def _tuple(texts):
+    """One text, or a tuple of several."""
+    return texts[0] if len(texts) == 1 else f"({', '.join(texts)})"
+
+
+def _places(near, kept):
+    """Lines that make the offsets of components: k in the source, l in the target, h_ where they are kept."""
+    return ["    k0 = l0 = g0 = zero", *(f"    k{c}, l{c} = k{c - 1} + scs, l{c - 1} + dcs" for c in range(1, near)),
+            *(f"    g{c} = g{c - 1} + hcs" for c in range(1, kept))]
+
+
+def _taken(row, first, kept):
+    """Lines that read what is kept of a row, and the stars that stand for it."""
+    lines = [f"v{first + c} = take{first + c}(kept, {row} + g{c} + x)" for c in range(kept)]
+    return lines, [f"Star({', '.join([f'v{first + c}'] * 7)})" for c in range(kept)]
+
+
+def _scope(stores):
+    """What compiled sources name."""
+    scope = {"cell": cell, "Star": Star, "At": At, "zero": np.uint64(0), "one": np.uint64(1), "settled": settled}
+    scope |= {"keep_apart": keep_apart, "wide_vectors": wide_vectors, "inline_here": inline_here}
+    scope |= {"restrict_dst": restrict_dst, "restrict_kept": restrict_kept}
+    scope |= {f"put{k}": put_into(k, stores) for k in range(stores)}
+    return scope | {f"take{k}": take_from(k, stores) for k in range(stores)}
+
+
 @overload(update_rows, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
-def _update_rows(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, rows, lo, hi, step, i0, i1, di0, di1, origin):
-    count = components_of(p.instance_class)
-    stars = [_STAR.format(f"k{c}") for c in range(count)]
-    near = stars[0] if count == 1 else f"({', '.join(stars)})"
+def _update_rows(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, kept, h, hcs, rows, lo, hi, step, i0, i1, di0,
+                 di1, origin):
+    count, own = components_of(p.instance_class), kept_by(p.instance_class)
+    near = count - own
+    reads, stars = _taken("h", near, own)
+    pick = "" if count == 1 else "[{}]"
     lines = [
-        "def update(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, rows, lo, hi, step, i0, i1, di0, di1,"
-        " origin):",
+        "def update(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, kept, h, hcs, rows, lo, hi, step, i0, i1,"
+        " di0, di1, origin):",
         "    keep_apart()",
         "    wide_vectors()",
         "    restrict_dst()",
-        "    k0 = l0 = zero",
-        *(f"    k{c}, l{c} = k{c - 1} + scs, l{c - 1} + dcs" for c in range(1, count)),
+        "    restrict_kept()",
+        *_places(near, own),
+        "    q = settled(p, step)",
         "    for row in range(rows):",
         "        for x in range(lo, hi):",
-        f"            new = cell(p, {near}, At(step, i0, i1, x + origin))",
-        *(f"            dst[d + l{c} + x] = new{'' if count == 1 else f'[{c}]'}" for c in range(count)),
-        "        d, s, m0, p0, m1, p1 = d + drs, s + srs, m0 + srs, p0 + srs, m1 + srs, p1 + srs",
+        *(f"            {line}" for line in reads),
+        f"            new = cell(q, {_tuple([_STAR.format(f'k{c}') for c in range(near)] + stars)},"
+        " At(step, i0, i1, x + origin))",
+        *(f"            put{c}(dst, d + l{c} + x, new{pick.format(c)})" for c in range(near)),
+        *(f"            put{near + c}(kept, h + g{c} + x, new{pick.format(near + c)})" for c in range(own)),
+        "        d, s, m0, p0, m1, p1, h = d + drs, s + srs, m0 + srs, p0 + srs, m1 + srs, p1 + srs, h + srs",
         "        i0, i1 = i0 + di0, i1 + di1",
     ]
-    scope = {"cell": cell, "Star": Star, "At": At, "zero": np.uint64(0), "one": np.uint64(1)}
-    scope |= {"keep_apart": keep_apart, "wide_vectors": wide_vectors, "restrict_dst": restrict_dst}
+    scope = _scope(count)
     exec("\n".join(lines), scope)
     return scope["update"]
 
 
 @overload(update_pair, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
-def _update_pair(p, dst, d0, d1, dcs, src, below, s0, s1, above, scs, lo, hi, step, i0, i1, origin):
-    count = components_of(p.instance_class)
+def _update_pair(p, dst, d0, d1, dcs, src, below, s0, s1, above, scs, kept, h0, h1, hcs, lo, hi, step, i0, i1, origin):
+    count, own = components_of(p.instance_class), kept_by(p.instance_class)
+    near, pick = count - own, "" if count == 1 else "[{}]"
 
-    def near(row, low, high):
-        stars = [_PAIR.format(row, low, high, f"k{c}") for c in range(count)]
-        return stars[0] if count == 1 else f"({', '.join(stars)})"
+    def row(name, low, high, stars):
+        return _tuple([_PAIR.format(name, low, high, f"k{c}") for c in range(near)] + stars)
 
+    (reads, stars), (more, others) = _taken("h0", near, own), _taken("h1", count + near, own)
     lines = [
-        "def update(p, dst, d0, d1, dcs, src, below, s0, s1, above, scs, lo, hi, step, i0, i1, origin):",
+        "def update(p, dst, d0, d1, dcs, src, below, s0, s1, above, scs, kept, h0, h1, hcs, lo, hi, step, i0, i1,"
+        " origin):",
         "    inline_here()",
         "    restrict_dst()",
+        "    restrict_kept()",
         "    none = i0 - i0",
-        "    k0 = l0 = zero",
-        *(f"    k{c}, l{c} = k{c - 1} + scs, l{c - 1} + dcs" for c in range(1, count)),
+        *_places(near, own),
+        "    q = settled(p, step)",
         "    for x in range(lo, hi):",
-        f"        one_row = cell(p, {near('s0', 'below', 's1')}, At(step, i0, none, x + origin))",
-        f"        next_row = cell(p, {near('s1', 's0', 'above')}, At(step, i1, none, x + origin))",
-        *(f"        dst[d0 + l{c} + x] = one_row{'' if count == 1 else f'[{c}]'}" for c in range(count)),
-        *(f"        dst[d1 + l{c} + x] = next_row{'' if count == 1 else f'[{c}]'}" for c in range(count)),
+        *(f"        {line}" for line in reads + more),
+        f"        one_row = cell(q, {row('s0', 'below', 's1', stars)}, At(step, i0, none, x + origin))",
+        f"        next_row = cell(q, {row('s1', 's0', 'above', others)}, At(step, i1, none, x + origin))",
+        *(f"        put{c}(dst, d0 + l{c} + x, one_row{pick.format(c)})" for c in range(near)),
+        *(f"        put{c + count}(dst, d1 + l{c} + x, next_row{pick.format(c)})" for c in range(near)),
+        *(f"        put{near + c}(kept, h0 + g{c} + x, one_row{pick.format(near + c)})" for c in range(own)),
+        *(f"        put{count + near + c}(kept, h1 + g{c} + x, next_row{pick.format(near + c)})" for c in range(own)),
     ]
-    scope = {"cell": cell, "Star": Star, "At": At, "zero": np.uint64(0), "one": np.uint64(1)}
-    scope |= {"inline_here": inline_here, "restrict_dst": restrict_dst}
+    scope = _scope(2 * count)
     exec("\n".join(lines), scope)
     return scope["update"]
 
@@ -304,15 +381,16 @@ def _march_line(p, e, b, C, buf, new, old, stride, lo, hi, right, levels, step, 
         "    wide_vectors()",
         "    for level in range(levels):",
         *(f"        k{c}, l{c} = unsigned(old + {c} * stride), unsigned(new + {c} * stride)" for c in range(count)),
+        "        q = settled(p, step + level)",
         "        for x in range(unsigned(lo), unsigned(hi)):",
-        f"            fresh = cell(p, {near}, At(step + level, none, none, x + unsigned(origin)))",
+        f"            fresh = cell(q, {near}, At(step + level, none, none, x + unsigned(origin)))",
         *(f"            buf[l{c} + x] = fresh{'' if count == 1 else f'[{c}]'}" for c in range(count)),
         "        if vary:",
         "            set_ends(e, b, C, buf, none, step + level + 1, none, none, none + 1, n2)",
         "        line_ends(buf, none, C, buf, new, stride, lo, right, low, high, wrap, True, n2)",
         "        new, old = old, new",
     ]
-    scope = {"cell": cell, "Star": Star, "At": At, "unsigned": np.uint64, "one": np.uint64(1)}
+    scope = {"cell": cell, "Star": Star, "At": At, "unsigned": np.uint64, "one": np.uint64(1), "settled": settled}
     scope |= {"keep_apart": keep_apart, "wide_vectors": wide_vectors, "line_ends": line_ends, "set_ends": set_ends}
     exec("\n".join(lines), scope)
     return scope["run"]
@@ -535,109 +613,181 @@ def load_row(C, src, s, scs, first, last, n2, dst, d, dcs):
 # -- schedule: resident --------------------------------------------------------------------------------------------
 
 
+class Block(NamedTuple):
+    """One block of the `resident` schedule: columns of all of axes 0 and 1, in flat memory; all whole numbers."""
+
+    b: Any  # sample
+    near: Any  # components that lie there twice, by turns, and those that are kept in place
+    own: Any
+    n0: Any  # the grid
+    n1: Any
+    n2: Any
+    g0: Any  # ghosts along an axis
+    g1: Any
+    first: Any  # columns of the grid in the block, halos included
+    last: Any
+    at_low: Any  # whether the block ends where a bounded grid does
+    at_high: Any
+    wrap: Any  # whole periodic rows
+    slides: Any  # levels slide in one buffer
+    held: Any  # some side of axis 0 or 1 is held
+    vary: Any  # as `ends_vary` says
+    start: Any  # in the memory: first the numbers of the ends; then a level, from here on; what is kept; rows' columns
+    keep: Any
+    right: Any
+    pitch: Any  # from row to row
+    plane: Any  # from plane to plane
+    stride: Any  # from component to component
+    shift: Any  # from level to level and back
+
+
+@inner
+def block_of(e, b, shape, own, k0, k1, levels):
+    """How a block lies in the memory."""
+    C, n0, n1, n2 = shape
+    near, bounded, whole = C - own, e.ints[2] == BOUNDED, k1 - k0 == n2
+    g0, g1 = np.int64(e.ints[0] != ABSENT), np.int64(e.ints[1] != ABSENT)
+    first, last = (k0, k1) if whole else (k0 - levels, k1 + levels)
+    if bounded:
+        first, last = max(first, np.int64(0)), min(last, n2)
+    pitch = (last - first + 1 + LANES) // LANES * LANES + LANES
+    plane = (n1 + 2 * g1) * pitch
+    slides = e.ints[0] != ABSENT and e.ints[1] == ABSENT and near == SLIDING
+    stride = (n0 + 2 * g0 + 3 * np.int64(slides)) * plane
+    shift = 3 * plane if slides else near * stride
+    start = (8 * near + LANES - 1) // LANES * LANES
+    keep = start + near * stride + (0 if slides else shift)
+    at_low, at_high, wrap = bounded and first == 0, bounded and last == n2, whole and e.ints[2] == PERIODIC
+    held, vary = holds_rows(e, near), ends_vary(e, near)
+    return Block(b, near, own, n0, n1, n2, g0, g1, first, last, at_low, at_high, wrap, slides, held, vary, start, keep,
+                 LANES + last - first, pitch, plane, stride, shift)
+
+
 @inner
 def tile_resident(params, edges, b, shape, source, target, memory, k0, k1, levels, step):
     """March columns k0:k1 (all of axes 0 and 1) `levels` steps, in cache.
 
     In two buffers in turns. Two components in 2-D go in one, where a level lies three rows below or above the one
     before: a pair of new rows takes the place of two that are no longer needed, so that half as much goes through the
-    cache. With one component that gains nothing (measured), with more a pair is not vectorised.
+    cache. With one component that gains nothing (measured).
     """
     keep_apart()
     wide_vectors()
     p, e, src, dst, buf = borrow(params), borrow(edges), borrow(source), borrow(target), borrow(memory)
-    C, n0, n1, n2 = shape
-    kind0, kind1, kind2 = e.ints[0], e.ints[1], e.ints[2]
-    g0, g1 = np.int64(kind0 != ABSENT), np.int64(kind1 != ABSENT)
-    whole = k1 - k0 == n2
-    wrap = whole and kind2 == PERIODIC
-    first, last = (k0, k1) if whole else (k0 - levels, k1 + levels)
-    if kind2 == BOUNDED:
-        first, last = max(first, np.int64(0)), min(last, n2)
-    at_low, at_high = kind2 == BOUNDED and first == 0, kind2 == BOUNDED and last == n2
-    pitch = (last - first + 1 + LANES) // LANES * LANES + LANES
-    plane = (n1 + 2 * g1) * pitch
-    slides = kind0 != ABSENT and kind1 == ABSENT and C == PAIRED
-    stride = (n0 + 2 * g0 + 3 * np.int64(slides)) * plane  # from component to component
-    shift = 3 * plane if slides else C * stride  # from level to level and back
-    ends, start = buf, (8 * C + LANES - 1) // LANES * LANES  # the ends' numbers stand first
-    left, right = np.int64(LANES), LANES + last - first
-    hi = (right + LANES - 1) // LANES * LANES  # whole vectors; a ghost beyond is written after its row
-    origin = first - LANES  # column of the grid = column of the buffer + origin
-    calls, rows, along = (n0, n1, pitch) if kind1 != ABSENT else (np.int64(1), n0, plane)
-    held, vary = holds_rows(e, C), ends_vary(e, C)
-    none = k0 - k0
-    set_ends(e, b, C, ends, none, step, none, none, n1, n2)
-    q = sample_of(p, b)
-    lonely = kind0 == ABSENT and kind1 == ABSENT and vary != BY_ROW and C <= 2
-    for level in range(levels + 1):
-        now = step + level
-        new, old = start + (level & 1) * shift, start + (1 - (level & 1)) * shift
-        if level == 1 and lonely:
-            march_line(q, e, b, C, buf, new, old, stride, left, hi, right, levels, step, origin, at_low, at_high, wrap,
-                       vary, n2)
-            break
-        if level > 0:
-            if slides:
-                slide(q, C, buf, new + plane, old + plane, stride, plane, n0, left, hi, now - 1, origin)
-            for z in range(0 if slides else calls):
-                at = (z + g0) * plane + g1 * pitch
-                o = old + at
-                update_rows(q, buf, np.uint64(new + at), np.uint64(stride), np.uint64(along), buf, np.uint64(o),
-                            np.uint64(o - g0 * plane), np.uint64(o + g0 * plane), np.uint64(o - g1 * pitch),
-                            np.uint64(o + g1 * pitch), np.uint64(stride), np.uint64(along), rows, np.uint64(left),
-                            np.uint64(hi), now - 1, z, z - z, 1 - g1, g1, np.uint64(origin))
-        if level == 0:
-            for z in range(n0):
-                for y in range(n1):
-                    load_row(C, src, ((b * C * n0 + z) * n1 + y) * n2, n0 * n1 * n2, first, last, n2, buf,
-                             new + (z + g0) * plane + (y + g1) * pitch + left, stride)
-        if vary == BY_LEVEL and level > 0:
-            set_ends(e, b, C, ends, none, now, none, none, n1, n2)
-        if vary != BY_ROW:
-            for z in range(calls):
-                steady_ends(ends, none, C, buf, new + (z + g0) * plane + g1 * pitch, stride, along, rows, left, right,
-                            at_low, at_high, wrap, True, n2)
-        for z in range(n0 if vary == BY_ROW or held else 0):
-            for y in range(n1):
-                at = new + (z + g0) * plane + (y + g1) * pitch
-                if vary == BY_ROW:
-                    set_ends(e, b, C, ends, none, now, z, y, n1, n2)
-                    hold_ends(ends, none, C, buf, at, stride, left, right, at_low, at_high)
-                if held and (z == 0 or z == n0 - 1 or (kind1 == BOUNDED and (y == 0 or y == n1 - 1))):
-                    hold_rows(e, b, C, buf, at, stride, left, right, now, z, y, origin, n0, n1, n2)
-                if vary == BY_ROW:
-                    ghost_ends(e, b, ends, none, C, buf, at, stride, left, right, at_low, at_high, now, z, y, n1, n2)
-        if g0 or g1:
-            ghosts_resident(e, b, C, buf, new, stride, plane, pitch, left, right, now, n0, n1, n2, g0, g1, origin)
-    final = start + (levels & 1) * shift
-    for z in range(n0):
-        for y in range(n1):
-            copy_row(C, buf, final + (z + g0) * plane + (y + g1) * pitch + k0 - origin, stride, dst,
-                     ((b * C * n0 + z) * n1 + y) * n2 + k0, n0 * n1 * n2, k1 - k0)
+    t, none = block_of(e, b, shape, kept_of(p), k0, k1, levels), k0 - k0
+    set_ends(e, b, t.near, buf, none, step, none, none, t.n1, t.n2)
+    q, new, old = sample_of(p, b), t.start, t.start + t.shift
+    for z in range(t.n0):
+        for y in range(t.n1):
+            place, at = ((b * (t.near + t.own) * t.n0 + z) * t.n1 + y) * t.n2, (z + t.g0) * t.plane
+            at += (y + t.g1) * t.pitch + LANES
+            load_row(t.near, src, place, t.n0 * t.n1 * t.n2, t.first, t.last, t.n2, buf, new + at, t.stride)
+            load_row(t.own, src, place + t.near * t.n0 * t.n1 * t.n2, t.n0 * t.n1 * t.n2, t.first, t.last, t.n2, buf,
+                     t.keep + at, (t.n0 + 2 * t.g0) * t.plane)
+    finish_level(e, t, buf, new, step)
+    if t.g0 == 0 and t.g1 == 0 and t.vary != BY_ROW and t.near <= 2 and t.own == 0:
+        right = (t.right + LANES - 1) // LANES * LANES  # whole vectors; a ghost beyond is written after its row
+        march_line(q, e, b, t.near, buf, old, new, t.stride, np.int64(LANES), right, t.right, levels, step,
+                   t.first - LANES, t.at_low, t.at_high, t.wrap, t.vary, t.n2)
+    else:
+        for level in range(levels):
+            new, old = old, new
+            block_level(q, t, buf, new, old, step + level)
+            if t.vary == BY_LEVEL:
+                set_ends(e, b, t.near, buf, none, step + level + 1, none, none, t.n1, t.n2)
+            finish_level(e, t, buf, new, step + level + 1)
+    store_block(t, buf, dst, t.start + (levels & 1) * t.shift, k0, k1)
 
 
 @inner
-def slide(q, C, buf, new, old, stride, plane, n0, lo, hi, step, origin):
+def block_level(q, t, buf, new, old, step):
+    """One level of all rows, from those at `old` to those at `new`."""
+    keep_apart()
+    hi, none, origin = (t.right + LANES - 1) // LANES * LANES, t.n0 - t.n0, t.first - LANES
+    if t.slides:
+        slide(q, t, buf, new + t.plane, old + t.plane, hi, step)
+        return
+    calls, rows, along = (t.n0, t.n1, t.pitch) if t.g1 else (none + 1, t.n0, t.plane)
+    for z in range(calls):
+        at = (z + t.g0) * t.plane + t.g1 * t.pitch
+        o = old + at
+        update_rows(q, buf, np.uint64(new + at), np.uint64(t.stride), np.uint64(along), buf, np.uint64(o),
+                    np.uint64(o - t.g0 * t.plane), np.uint64(o + t.g0 * t.plane), np.uint64(o - t.g1 * t.pitch),
+                    np.uint64(o + t.g1 * t.pitch), np.uint64(t.stride), np.uint64(along), buf, np.uint64(t.keep + at),
+                    np.uint64((t.n0 + 2 * t.g0) * t.plane), rows, np.uint64(none + LANES), np.uint64(hi), step, z,
+                    none, 1 - t.g1, t.g1, np.uint64(origin))
+
+
+@inner
+def finish_level(e, t, buf, new, now):
+    """Ends, held rows and ghosts of a level that has just been written or loaded."""
+    keep_apart()
+    left, none, origin = np.int64(LANES), t.n0 - t.n0, t.first - LANES
+    calls, rows, along = (t.n0, t.n1, t.pitch) if t.g1 else (none + 1, t.n0, t.plane)
+    if t.vary != BY_ROW:
+        for z in range(calls):
+            steady_ends(buf, none, t.near, buf, new + (z + t.g0) * t.plane + t.g1 * t.pitch, t.stride, along, rows,
+                        left, t.right, t.at_low, t.at_high, t.wrap, True, t.n2)
+    if t.vary == BY_ROW or t.held:
+        for z in range(t.n0):
+            for y in range(t.n1):
+                finish_row(e, t, buf, new + (z + t.g0) * t.plane + (y + t.g1) * t.pitch, z, y, now)
+    if t.g0 or t.g1:
+        ghosts_resident(e, t.b, t.near, buf, new, t.stride, t.plane, t.pitch, left, t.right, now, t.n0, t.n1, t.n2,
+                        t.g0, t.g1, origin)
+
+
+@inner
+def finish_row(e, t, buf, at, z, y, now):
+    """Ends that differ from row to row, and held rows."""
+    inline_here()
+    none, left, origin = z - z, np.int64(LANES), t.first - LANES
+    if t.vary == BY_ROW:
+        set_ends(e, t.b, t.near, buf, none, now, z, y, t.n1, t.n2)
+        hold_ends(buf, none, t.near, buf, at, t.stride, left, t.right, t.at_low, t.at_high)
+    if t.held and (z == 0 or z == t.n0 - 1 or (e.ints[1] == BOUNDED and (y == 0 or y == t.n1 - 1))):
+        hold_rows(e, t.b, t.near, buf, at, t.stride, left, t.right, now, z, y, origin, t.n0, t.n1, t.n2)
+    if t.vary == BY_ROW:
+        ghost_ends(e, t.b, buf, none, t.near, buf, at, t.stride, left, t.right, t.at_low, t.at_high, now, z, y, t.n1,
+                   t.n2)
+
+
+@inner
+def store_block(t, buf, dst, final, k0, k1):
+    """Columns k0:k1 of a block into the grid."""
+    keep_apart()
+    grid, at = t.n0 * t.n1 * t.n2, LANES + k0 - t.first
+    for z in range(t.n0):
+        for y in range(t.n1):
+            row, place = (z + t.g0) * t.plane + (y + t.g1) * t.pitch + at, (z * t.n1 + y) * t.n2 + k0
+            place += t.b * (t.near + t.own) * grid
+            copy_row(t.near, buf, final + row, t.stride, dst, place, grid, k1 - k0)
+            copy_row(t.own, buf, t.keep + row, (t.n0 + 2 * t.g0) * t.plane, dst, place + t.near * grid, grid, k1 - k0)
+
+
+@inner
+def slide(q, t, buf, new, old, hi, step):
     """One level of all rows, from those at `old` to those at `new`, three rows away; rows go in pairs.
 
     Towards the rows' first or last, so that none is overwritten before it has been read.
     """
     keep_apart()
     wide_vectors()
-    back, none = new > old, n0 - n0
+    back, none, n0, plane, origin, lo = new > old, t.n0 - t.n0, t.n0, t.plane, t.first - LANES, np.uint64(LANES)
+    keep, kstride = t.keep + plane, np.uint64((n0 + 2) * plane)
     for turn in range(n0 // 2):
         i = n0 - 2 - 2 * turn if back else 2 * turn
-        o, d = old + i * plane, new + i * plane
-        update_pair(q, buf, np.uint64(d), np.uint64(d + plane), np.uint64(stride), buf, np.uint64(o - plane),
-                    np.uint64(o), np.uint64(o + plane), np.uint64(o + 2 * plane), np.uint64(stride), np.uint64(lo),
-                    np.uint64(hi), step, i, i + 1, np.uint64(origin))
+        o, d, k = old + i * plane, new + i * plane, keep + i * plane
+        update_pair(q, buf, np.uint64(d), np.uint64(d + plane), np.uint64(t.stride), buf, np.uint64(o - plane),
+                    np.uint64(o), np.uint64(o + plane), np.uint64(o + 2 * plane), np.uint64(t.stride), buf,
+                    np.uint64(k), np.uint64(k + plane), kstride, lo, np.uint64(hi), step, i, i + 1, np.uint64(origin))
     if n0 & 1:
         i = none if back else n0 - 1
         o, d = old + i * plane, new + i * plane
-        update_rows(q, buf, np.uint64(d), np.uint64(stride), np.uint64(plane), buf, np.uint64(o), np.uint64(o - plane),
-                    np.uint64(o + plane), np.uint64(o), np.uint64(o), np.uint64(stride), np.uint64(plane), none + 1,
-                    np.uint64(lo), np.uint64(hi), step, i, none, none, none, np.uint64(origin))
+        update_rows(q, buf, np.uint64(d), np.uint64(t.stride), np.uint64(plane), buf, np.uint64(o),
+                    np.uint64(o - plane), np.uint64(o + plane), np.uint64(o), np.uint64(o), np.uint64(t.stride),
+                    np.uint64(plane), buf, np.uint64(keep + i * plane), kstride, none + 1, lo, np.uint64(hi), step, i,
+                    none, none, none, np.uint64(origin))
 
 
 @inner
@@ -671,7 +821,8 @@ class Tile(NamedTuple):
     """One tile of the `stream` schedule; all whole numbers. Arrays are flat: strides are in elements."""
 
     b: Any  # sample
-    C: Any  # components
+    C: Any  # components, those with a ring for every level
+    own: Any  # those that are kept in place
     n0: Any  # the grid
     n1: Any
     n2: Any
@@ -696,25 +847,38 @@ class Tile(NamedTuple):
     plane: Any  # from plane to plane
     stack: Any  # from component to component: a ring of four planes
     floor: Any  # from level to level
+    keep: Any  # where what is kept lies
+    turn: Any  # planes of it, less one
     oy: Any  # index in the memory = index in the grid + offset
     ox: Any
 
 
 @inner
-def tile_of(e, b, shape, i0, i1, j0, j1, k0, k1, levels, step):
+def tile_of(e, b, shape, own, i0, i1, j0, j1, k0, k1, levels, step):
     """How a tile lies in the memory."""
     C, n0, n1, n2 = shape
+    C -= own
     bound2, flat, whole = e.ints[2] == BOUNDED, e.ints[1] == ABSENT, k1 - k0 == n2
     h1 = np.int64(0) if flat else levels + 1  # halo and ghost along axis 1
     h2 = np.int64(0) if whole else levels
     pitch = (k1 - k0 + 2 * h2 + LANES) // LANES * LANES + 2 * LANES
     plane = (j1 - j0 + 2 * h1) * pitch
-    near = bound2 and (k0 - levels <= 0 or k1 + levels >= n2)
-    return Tile(b, C, n0, n1, n2, i0, i1, j0, j1, k0, k1, levels, step, np.int64(e.ints[0] == BOUNDED),
-                np.int64(e.ints[1] == BOUNDED), np.int64(bound2), np.int64(flat), np.int64(whole),
-                np.int64(whole and e.ints[2] == PERIODIC), np.int64(holds_rows(e, C)),
-                ends_vary(e, C) if near else np.int64(STEADY), room_for_ends(C, levels), pitch, plane, 4 * plane,
-                C * 4 * plane, h1 - j0, LANES + h2 - k0)
+    near, start = bound2 and (k0 - levels <= 0 or k1 + levels >= n2), room_for_ends(C, levels)
+    vary = ends_vary(e, C) if near else np.int64(STEADY)
+    wrap = np.int64(whole and e.ints[2] == PERIODIC)
+    return Tile(b, C, own, n0, n1, n2, i0, i1, j0, j1, k0, k1, levels, step, np.int64(e.ints[0] == BOUNDED),
+                np.int64(e.ints[1] == BOUNDED), np.int64(bound2), np.int64(flat), np.int64(whole), wrap,
+                np.int64(holds_rows(e, C)), vary, start, pitch, plane, 4 * plane, C * 4 * plane,
+                start + levels * C * 4 * plane, turns(levels) - 1, h1 - j0, LANES + h2 - k0)
+
+
+@inner
+def turns(levels):
+    """Planes of what is kept at the cells that are on their way through the levels: a power of 2."""
+    count = levels - levels + 4
+    while count < levels + 2:
+        count *= 2
+    return count
 
 
 @inner
@@ -728,7 +892,7 @@ def tile_stream(params, edges, b, shape, source, target, memory, i0, i1, j0, j1,
     """March one tile `levels` steps, all levels together as a wavefront along axis 0."""
     keep_apart()
     p, e, src, dst, buf = borrow(params), borrow(edges), borrow(source), borrow(target), borrow(memory)
-    t = tile_of(e, b, shape, i0, i1, j0, j1, k0, k1, levels, step)
+    t = tile_of(e, b, shape, kept_of(p), i0, i1, j0, j1, k0, k1, levels, step)
     none = b - b
     for level in range(levels + 1):
         set_ends(e, b, t.C, buf, 8 * t.C * level, step + level, none, none, t.n1, t.n2)
@@ -757,7 +921,7 @@ def tile_stream(params, edges, b, shape, source, target, memory, i0, i1, j0, j1,
 def plain_levels(t, r):
     """The levels inside the ring whose pair of rows, at this place of the wavefront, has nothing special."""
     none = r - r
-    if t.flat == 0 or t.C > PAIRED or t.vary == BY_ROW or r + 1 >= t.i1 + t.levels:
+    if t.flat == 0 or t.vary == BY_ROW or r + 1 >= t.i1 + t.levels:
         return none + 1, none
     if t.bound0:
         return max(none + 1, r + 3 - t.n0), min(t.levels - 1, (r - t.i0 + t.levels) // 2, r - 1)
@@ -768,7 +932,7 @@ def plain_levels(t, r):
 def plain_pair(t, i, reach):
     """Whether rows `i` and `i + 1` are of the tile or `reach` beyond, none of them the first or last of the grid."""
     inside = i >= t.i0 - reach and i + 1 < t.i1 + reach
-    return t.flat and t.C <= PAIRED and t.vary != BY_ROW and inside and (t.bound0 == 0 or (i > 0 and i + 2 < t.n0))
+    return t.flat and t.vary != BY_ROW and inside and (t.bound0 == 0 or (i > 0 and i + 2 < t.n0))
 
 
 @inner
@@ -789,11 +953,13 @@ def load_pair(t, src, buf, i):
     ka, kb = columns(t, i - i)
     grid, lo, hi = t.n0 * t.n2, ka + t.ox, kb + t.ox
     for k in range(i, i + 2):
-        row, place = t.start + slot(t, k), t.b * t.C * grid + wrapped(k, t.n0) * t.n2
+        row, place = t.start + slot(t, k), t.b * (t.C + t.own) * grid + wrapped(k, t.n0) * t.n2
         if ka >= 0 and kb <= t.n2:
             copy_row(t.C, src, place + ka, grid, buf, row + lo, t.stack, kb - ka)
+            copy_row(t.own, src, place + t.C * grid + ka, grid, buf, cabin(t, k) + lo, deck(t), kb - ka)
         else:
             load_row(t.C, src, place, grid, ka, kb, t.n2, buf, row + lo, t.stack)
+            load_row(t.own, src, place + t.C * grid, grid, ka, kb, t.n2, buf, cabin(t, k) + lo, deck(t))
         at_low, at_high = t.bound2 and ka == 0, t.bound2 and kb == t.n2
         if at_low or at_high or t.wrap:
             line_ends(buf, i - i, t.C, buf, row, t.stack, lo, hi, at_low, at_high, t.wrap, True, t.n2)
@@ -804,6 +970,20 @@ def slot(t, i):
     """Where row or plane `i` lies in a ring."""
     inline_here()
     return (i & 3) * t.plane
+
+
+@inner
+def cabin(t, i):
+    """Where what is kept of row or plane `i` lies."""
+    inline_here()
+    return t.keep + (i & t.turn) * t.plane
+
+
+@inner
+def deck(t):
+    """From component to component of what is kept."""
+    inline_here()
+    return (t.turn + 1) * t.plane
 
 
 @inner
@@ -820,8 +1000,9 @@ def wave(q, t, buf, r, first, last):
         a, b = new + slot(t, i), new + slot(t, i + 1)
         update_pair(q, buf, np.uint64(a), np.uint64(b), np.uint64(t.stack), buf,
                     np.uint64(old + slot(t, i - 1)), np.uint64(old + slot(t, i)),
-                    np.uint64(old + slot(t, i + 1)), np.uint64(old + slot(t, i + 2)),
-                    np.uint64(t.stack), np.uint64(lo // LANES * LANES),
+                    np.uint64(old + slot(t, i + 1)), np.uint64(old + slot(t, i + 2)), np.uint64(t.stack), buf,
+                    np.uint64(cabin(t, i)), np.uint64(cabin(t, i + 1)), np.uint64(deck(t)),
+                    np.uint64(lo // LANES * LANES),
                     np.uint64((hi + LANES - 1) // LANES * LANES), t.step + level - 1, wrapped(i, t.n0),
                     wrapped(i + 1, t.n0), np.uint64(-t.ox))
         at_low, at_high = t.bound2 and ka == 0, t.bound2 and kb == t.n2
@@ -843,12 +1024,15 @@ def last_pair(q, t, buf, dst, i):
     keep_apart()
     wide_vectors()
     old, grid = t.start + (t.levels - 1) * t.floor, t.n0 * t.n1 * t.n2
-    a = t.b * t.C * grid + i * t.n2 - t.ox
+    a = t.b * (t.C + t.own) * grid + i * t.n2 - t.ox
     update_pair(q, dst, np.uint64(a), np.uint64(a + t.n2), np.uint64(grid), buf,
                 np.uint64(old + slot(t, i - 1)), np.uint64(old + slot(t, i)),
-                np.uint64(old + slot(t, i + 1)), np.uint64(old + slot(t, i + 2)),
-                np.uint64(t.stack), np.uint64(t.k0 + t.ox), np.uint64(t.k1 + t.ox), t.step + t.levels - 1, i, i + 1,
-                np.uint64(-t.ox))
+                np.uint64(old + slot(t, i + 1)), np.uint64(old + slot(t, i + 2)), np.uint64(t.stack), buf,
+                np.uint64(cabin(t, i)), np.uint64(cabin(t, i + 1)), np.uint64(deck(t)), np.uint64(t.k0 + t.ox),
+                np.uint64(t.k1 + t.ox), t.step + t.levels - 1, i, i + 1, np.uint64(-t.ox))
+    for k in range(i, i + 2):
+        copy_row(t.own, buf, cabin(t, k) + t.k0 + t.ox, deck(t), dst, a + (k - i) * t.n2 + t.C * grid + t.k0 + t.ox,
+                 grid, t.k1 - t.k0)
     at_low, at_high, place = t.bound2 and t.k0 == 0, t.bound2 and t.k1 == t.n2, 8 * t.C * t.levels
     if at_low or at_high:
         hold_ends(buf, place, t.C, dst, a, grid, t.k0 + t.ox, t.k1 + t.ox, at_low, at_high)
@@ -877,28 +1061,43 @@ def stream_plane(q, e, t, src, dst, buf, i, level):
         ghost_planes(e, t.b, t.C, buf, new - t.floor, t.plane, t.pitch, i, ja, jb, t.oy, lo, hi, now - 1, t.n0, t.n1,
                      t.n2, -t.ox)
     if level == 0:
-        for j in range(ja, jb):
-            load_row(t.C, src, t.b * t.C * grid + (iw * t.n1 + wrapped(j, t.n1)) * t.n2, grid, ka, kb, t.n2, buf,
-                     row + (j - ja) * along + lo, stride)
+        load_plane(t, src, buf, i, row, ja, jb, ka, kb)
     else:
         wide_lo, wide_hi = lo // LANES * LANES, (hi + LANES - 1) // LANES * LANES  # whole vectors inside the ring
         if level == t.levels:
-            row, out, stride, along = t.b * t.C * grid + (i * t.n1 + ja) * t.n2 - t.ox, dst, grid, t.n2
+            row, out, stride, along = grid * t.b * (t.C + t.own) + (i * t.n1 + ja) * t.n2 - t.ox, dst, grid, t.n2
             wide_lo, wide_hi = lo, hi  # the exact range into the grid
         update_plane(q, t, out, buf, new - t.floor + line, i, row, stride, along, jb - ja, wide_lo, wide_hi, now - 1,
-                     iw, ja)
+                     iw, ja, line)
+        if level == t.levels:
+            for j in range(jb - ja):
+                copy_row(t.own, buf, cabin(t, i) + line + j * t.pitch + lo, deck(t), dst,
+                         row + j * along + t.C * grid + lo, grid, hi - lo)
     finish_plane(e, t, out, buf, i, level, row, stride, along, ja, jb, ka, kb)
 
 
 @inner
-def update_plane(q, t, out, buf, ring, i, row, stride, along, rows, lo, hi, step, iw, ja):
+def load_plane(t, src, buf, i, row, ja, jb, ka, kb):
+    """Rows ja:jb of plane `i` of the first level; `row` is where its first row goes."""
+    keep_apart()
+    grid, lo = t.n0 * t.n1 * t.n2, ka + t.ox
+    for j in range(ja, jb):
+        place = t.b * (t.C + t.own) * grid + (wrapped(i, t.n0) * t.n1 + wrapped(j, t.n1)) * t.n2
+        load_row(t.C, src, place, grid, ka, kb, t.n2, buf, row + (j - ja) * t.pitch + lo, t.stack)
+        load_row(t.own, src, place + t.C * grid, grid, ka, kb, t.n2, buf, cabin(t, i) + (j + t.oy) * t.pitch + lo,
+                 deck(t))
+
+
+@inner
+def update_plane(q, t, out, buf, ring, i, row, stride, along, rows, lo, hi, step, iw, ja, line):
     """The rule on some rows of a plane; `ring` is where they start in the first plane of the level before."""
     inline_here()
     o, below, above = ring + slot(t, i), ring + slot(t, i - 1), ring + slot(t, i + 1)
     side = np.int64(0) if t.flat else t.pitch
     update_rows(q, out, np.uint64(row), np.uint64(stride), np.uint64(along), buf, np.uint64(o), np.uint64(below),
-                np.uint64(above), np.uint64(o - side), np.uint64(o + side), np.uint64(t.stack), np.uint64(t.pitch),
-                rows, np.uint64(lo), np.uint64(hi), step, iw, ja, i - i, 1 + (i - i), np.uint64(-t.ox))
+                np.uint64(above), np.uint64(o - side), np.uint64(o + side), np.uint64(t.stack), np.uint64(t.pitch), buf,
+                np.uint64(cabin(t, i) + line), np.uint64(deck(t)), rows, np.uint64(lo), np.uint64(hi), step, iw, ja,
+                i - i, 1 + (i - i), np.uint64(-t.ox))
 
 
 @inner

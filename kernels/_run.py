@@ -9,7 +9,16 @@ import numpy as np
 from fastdiff.kernels._edges import ABSENT, BOUNDED, make_edges
 from fastdiff.kernels._fields import Cells, lowered
 from fastdiff.kernels._jit import tell_apart
-from fastdiff.kernels._march import LANES, PAIRED, check_fields, components_of, map_fields, run_resident, run_stream
+from fastdiff.kernels._march import (
+    LANES,
+    SLIDING,
+    check_fields,
+    components_of,
+    kept_by,
+    map_fields,
+    run_resident,
+    run_stream,
+)
 from fastdiff.kernels._threads import default_threads, scratch, together
 from fastdiff.kernels._wide import march_wide, near_of
 
@@ -22,17 +31,18 @@ class Plan(NamedTuple):
     depth: int
 
 
-def plan_for(shape, kinds, itemsize: int, threads: int, steps: int) -> Plan:
-    """The plan for a state of shape (B, C, n0, n1, n2) on axes of the given kinds."""
+def plan_for(shape, kinds, itemsize: int, threads: int, steps: int, kept: int = 0) -> Plan:
+    """The plan for a state of shape (B, C, n0, n1, n2) on axes of the given kinds; the last `kept` of C are kept."""
     B, C, n0, n1, n2 = shape
     if n0 == n1 == 1:
         return _plan_line(B, C, n2, kinds, itemsize, threads, steps)
     flat = n1 == 1 and kinds[1] == ABSENT
-    planes = n0 + 5 if flat and C == PAIRED else 2 * (n0 + 2) * (1 if flat else n1 + 2)  # one copy, or two
-    resident = C * planes * (n2 + 2 * LANES) * itemsize
+    near, planes = C - kept, (n0 + 2) * (1 if flat else n1 + 2)
+    copies = near * (n0 + 5) if flat and near == SLIDING else 2 * near * planes  # one copy, or two
+    resident = (copies + kept * planes) * (n2 + 2 * LANES) * itemsize
     if resident <= RESIDENT_BYTES and (B >= threads or resident <= SMALL_BYTES):
         return Plan("resident", (1, 1, 1), max(steps, 1))
-    return _plan_stream(shape, kinds, itemsize, threads)
+    return _plan_stream(shape, kinds, itemsize, threads, kept)
 
 
 def _cache(level: int, otherwise: int) -> int:
@@ -62,13 +72,13 @@ def _plan_line(B, C, n, kinds, itemsize, threads, steps):
     return Plan("resident", (1, 1, ceil(n / block)), min(max(steps, 1), max(64, block // 20)))
 
 
-def _plan_stream(shape, kinds, itemsize, threads):
+def _plan_stream(shape, kinds, itemsize, threads, kept):
     """Tiles as large as the caches let them be: the halos of `depth` cells are computed twice."""
     B, C, n0, n1, n2 = shape
     if n1 == 1 and kinds[1] == ABSENT:
         c2 = ceil(n2 * C / ROW)
-        ring = 4 * C * (ceil(n2 / c2) + 48) * itemsize  # of one level
-        depth, c1 = min(max(SECOND * 7 // 8 // ring, 8), 24), 1
+        ring = (4 * (C - kept) + 4 / 3 * kept) * (ceil(n2 / c2) + 48) * itemsize  # of one level
+        depth, c1 = int(min(max(SECOND * 7 // 8 // ring, 8), 24)), 1
         tall, highest = 20 * depth, 512
     else:
         c2 = ceil(n2 * itemsize * C / 1024)
@@ -97,7 +107,7 @@ def _fit(plan, shape):
     return Plan(plan.schedule, tuple(tiles), depth)
 
 
-def _memory(plan, shape, kinds):
+def _memory(plan, shape, kinds, kept):
     """Elements of scratch memory a worker needs."""
     _, C, n0, n1, n2 = shape
     width = ceil(n2 / plan.tiles[2]) + 2 * plan.depth * (plan.tiles[2] > 1 or plan.schedule == "stream") + 5 * LANES
@@ -105,7 +115,8 @@ def _memory(plan, shape, kinds):
         g0, g1 = 2 * (kinds[0] != ABSENT), 2 * (kinds[1] != ABSENT)
         return 8 * C + LANES + 2 * C * (n0 + g0) * (n1 + g1) * width
     rows = ceil(n1 / plan.tiles[1]) + (0 if kinds[1] == ABSENT else 2 * (plan.depth + 1))
-    return 8 * C * (plan.depth + 1) + LANES + plan.depth * C * 4 * rows * width
+    planes = plan.depth * (C - kept) * 4 + kept * max(4, 2 * (plan.depth + 2))
+    return 8 * C * (plan.depth + 1) + LANES + planes * rows * width
 
 
 def space_of(shape):
@@ -148,7 +159,8 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
         return march_wide(rule, u, edges, steps, step, out, threads or default_threads(), shape)
     kinds = tuple(edges.ints[:3].tolist())
     threads = default_threads() if threads is None else threads
-    plan = _fit(plan or plan_for(shape, kinds, u.itemsize, threads, steps), shape)
+    kept = kept_by(type(rule))
+    plan = _fit(plan or plan_for(shape, kinds, u.itemsize, threads, steps, kept), shape)
     halo = 1 if plan.schedule == "resident" and plan.tiles[2] == 1 else plan.depth + 1
     rule = lowered(rule, kinds, shape[2:], halo, edges.clock)
     sweeps = -(-steps // plan.depth)
@@ -157,7 +169,7 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
     first, second = (final, spare) if sweeps & 1 else (spare, final)
     tiles = shape[0] * plan.tiles[0] * plan.tiles[1] * plan.tiles[2]
     progress = np.zeros(1 + tiles, np.int64)
-    memory = _memory(plan, shape, kinds)
+    memory = _memory(plan, shape, kinds, kept)
 
     def task():
         space = scratch(memory, u.dtype)
@@ -168,11 +180,11 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
     return out
 
 
-def schedule_of(shape, itemsize, threads=None) -> str:
-    """The schedule that a march of a state (B, C, *grid) will use."""
+def schedule_of(shape, itemsize, threads=None, kept=0) -> str:
+    """The schedule that a march of a state (B, C, *grid) will use, `kept` of C kept."""
     space = space_of(shape)
     kinds = tuple(ABSENT if n == 1 else BOUNDED for n in space[2:])
-    return plan_for(space, kinds, itemsize, threads or default_threads(), 1).schedule
+    return plan_for(space, kinds, itemsize, threads or default_threads(), 1, kept).schedule
 
 
 def prepare(rule, dtype, components, ndim, schedule):

@@ -8,15 +8,17 @@ coefficients are read from tables. Around a rule with C components, component C*
 The wrapped rule's `change` is h M(u), h the length of the whole step. Two kinds, each with and without an estimate:
 
 `Chain`     explicit Runge-Kutta methods where a stage needs only the slope k_j before it. Registers y, z, s (and e):
-            z is the old value, y = z + a_j k_j, s collects b_j k_j, where `last` is 1, y = z + s. e collects e_j k_j
-            of all steps of a march from level 0 on: the sum of the errors that they made, as they estimate them.
+            z is the old value, s collects b_j k_j, y = z + (a_j k_j + last_j s): where `last` is 1, a_j is 0. e
+            collects e_j k_j of all steps of a march from level 0 on: the sum of the errors that they made, as they
+            estimate them.
 `Legendre`  Runge-Kutta-Legendre and alike. Registers Y_j, Y_{j-1}, Y_0, h M(Y_0):
             Y_j = Y_0 + mu (Y_{j-1} - Y_0) + nu (Y_{j-2} - Y_0) + rate h M(Y_{j-1}) + drag h M(Y_0);
             where `last` is 1, Y_{j-1} is left alone and 0.8 (Y_0 - Y_{j-1}) + 0.4 h (M(Y_0) + M(Y_{j-1})), an estimate
             of the error, takes the place of the second register.
 
-Increments throughout: a field that does not change keeps every bit. Numba's disk cache finds a class again by its
-name, hence one class of this module for each number of components.
+Increments throughout: a field that does not change keeps every bit. Nothing is selected from two sums: whether the
+products in them are fused would depend on what the compiler makes of the selection. Numba's disk cache finds a class
+again by its name, hence one class of this module for each number of components.
 """
 
 from collections import namedtuple
@@ -26,7 +28,8 @@ import numpy as np
 
 from fastdiff.kernels import heat
 from fastdiff.kernels._edges import HOLD, NONE, Side, hold, make_edges, pad
-from fastdiff.kernels._march import Star, change, components_of
+from fastdiff.kernels._march import Star, cell, change, components_of, settled
+from fastdiff.kernels._math import select
 from fastdiff.kernels._run import march
 
 MOST_COMPONENTS = 4  # of a rule that is wrapped
@@ -68,64 +71,79 @@ class Scheme(NamedTuple):
 
 _LINES = {
     CHAIN: """
-z{c} = u[{c}].c if first else u[{z}].c
-s{c} = b * k{c} if first else u[{s}].c + b * k{c}
-y{c} = z{c} + (s{c} if last else a * k{c})
+z{c} = select(p.first, u[{c}].c, u[{z}].c)
+s{c} = select(p.first, p.zero, u[{s}].c) + p.b * k{c}
+y{c} = z{c} + (p.a * k{c} + p.last * s{c})
 """,
     CHAIN + "Watched": """
-z{c} = u[{c}].c if first else u[{z}].c
-s{c} = b * k{c} if first else u[{s}].c + b * k{c}
-e{c} = e * k{c} if at.step == p.start else u[{e}].c + e * k{c}
-y{c} = z{c} + (s{c} if last else a * k{c})
+z{c} = select(p.first, u[{c}].c, u[{z}].c)
+s{c} = select(p.first, p.zero, u[{s}].c) + p.b * k{c}
+e{c} = select(p.start, p.zero, u[{e}].c) + p.e * k{c}
+y{c} = z{c} + (p.a * k{c} + p.last * s{c})
 """,
     LEGENDRE: """
-z{c} = u[{c}].c if first else u[{z}].c
-m{c} = k{c} if first else u[{m}].c
-q{c} = u[{c}].c if first else u[{q}].c
-y{c} = z{c} + ((mu * (u[{c}].c - z{c}) + nu * (q{c} - z{c})) + (rate * k{c} + drag * m{c}))
+z{c} = select(p.first, u[{c}].c, u[{z}].c)
+m{c} = select(p.first, k{c}, u[{m}].c)
+q{c} = select(p.first, u[{c}].c, u[{q}].c)
+y{c} = z{c} + ((p.mu * (u[{c}].c - z{c}) + p.nu * (q{c} - z{c})) + (p.rate * k{c} + p.drag * m{c}))
 q{c} = u[{c}].c
 """,
     LEGENDRE + "Watched": """
-z{c} = u[{c}].c if first else u[{z}].c
-m{c} = k{c} if first else u[{m}].c
-q{c} = u[{c}].c if first else u[{q}].c
-y{c} = z{c} + ((mu * (u[{c}].c - z{c}) + nu * (q{c} - z{c})) + (rate * k{c} + drag * m{c}))
-q{c} = p.keep * (z{c} - u[{c}].c) + p.slope * (m{c} + k{c}) if last else u[{c}].c
-y{c} = u[{c}].c if last else y{c}
+z{c} = select(p.first, u[{c}].c, u[{z}].c)
+m{c} = select(p.first, k{c}, u[{m}].c)
+q{c} = select(p.first, u[{c}].c, u[{q}].c)
+y{c} = z{c} + ((p.mu * (u[{c}].c - z{c}) + p.nu * (q{c} - z{c})) + (p.rate * k{c} + p.drag * m{c}))
+q{c} = select(p.last, p.keep * (z{c} - u[{c}].c) + p.slope * (m{c} + k{c}), u[{c}].c)
+y{c} = select(p.last, u[{c}].c, y{c})
 """,
 }
 _REGISTERS = {CHAIN: "yzs", CHAIN + "Watched": "yzse", LEGENDRE: "yqzm", LEGENDRE + "Watched": "yqzm"}
 _TABLES = {CHAIN: "a b last", CHAIN + "Watched": "a b last e", LEGENDRE: "mu nu rate drag",
            LEGENDRE + "Watched": "mu nu rate drag last"}
-
-
 _MORE = {CHAIN + "Watched": ["start"], LEGENDRE + "Watched": ["keep", "slope"]}
 
 
-def _cell(kind, count):
-    """The `cell` of a class: its source is written for `count` wrapped components."""
-    registers, tables = _REGISTERS[kind], _TABLES[kind].split()
+def _stage_class(kind, count):
+    """The rule of one stage, its numbers taken from the tables; the source is written for `count` components."""
+    registers, name = _REGISTERS[kind], f"{kind}{count}Stage"
     body = [line.format(c=c, **{r: c + count * k for k, r in enumerate(registers)})
             for c in range(count) for line in _LINES[kind].strip().splitlines()]
-    reads = ["last = p.last[stage] > p.zero" if t == "last" else f"{t} = p.{t}[stage]" for t in tables]
-    lines = ["def cell(p, u, at):", f"stage = at.step % len(p.{tables[0]})", "first = stage == 0", *reads,
+    lines = ["def cell(p, u, at):",
              ", ".join(f"k{c}" for c in range(count)) + " = change(p.rule, "
              + ("u[0]" if count == 1 else f"({', '.join(f'u[{c}]' for c in range(count))})") + ", at)",
              *body, "return " + ", ".join(f"{r}{c}" for r in registers for c in range(count))]
-    scope: dict[str, Any] = {"change": change}
+    scope: dict[str, Any] = {"change": change, "select": select}
     exec("\n    ".join(lines), scope)
-    return scope["cell"]
+    fields = ["rule", "first", *_TABLES[kind].split(), "zero", *_MORE.get(kind, [])]
+    return type(name, (namedtuple(name, fields),), {
+        "components": count * len(registers), "kept": count * (len(registers) - 1), "__module__": __name__,
+        "cell": staticmethod(scope["cell"]),
+        "__slots__": (), "__doc__": f"One stage of {kind} around {count} components."})
 
 
-def _class(kind, count):
-    fields = ["rule", *_TABLES[kind].split(), "zero", *_MORE.get(kind, [])]
-    base = namedtuple(f"{kind}{count}", fields)
-    return type(f"{kind}{count}", (base,), {"components": count * len(_REGISTERS[kind]), "wrapped": count,
-                                            "cell": staticmethod(_cell(kind, count)), "__module__": __name__,
-                                            "__slots__": (), "__doc__": f"{kind} around {count} components."})
+def _class(kind, count, stage):
+    """The rule of all stages: tables, `settle`, which looks into them, and `cell`, for who does not settle first."""
+    tables, name = _TABLES[kind].split(), f"{kind}{count}"
+    picks = {**{t: f"p.{t}[stage]" for t in tables}, "zero": "p.zero", **{m: f"p.{m}" for m in _MORE.get(kind, [])}}
+    known = {"start": "step == p.start"} | ({"last": "p.last[stage] > p.zero"} if kind.startswith(LEGENDRE) else {})
+    picks |= {key: text for key, text in known.items() if key in picks}
+    lines = ["def settle(p, step):", f"    stage = step % len(p.{tables[0]})",
+             f"    return Stage(p.rule, stage == 0, {', '.join(picks.values())})",
+             "def cell(p, u, at):", "    return step_of(settled(p, at.step), u, at)"]
+    scope: dict[str, Any] = {"Stage": stage, "settled": settled, "step_of": cell}
+    exec("\n".join(lines), scope)
+    fields = ["rule", *tables, "zero", *_MORE.get(kind, [])]
+    return type(name, (namedtuple(name, fields),), {
+        "components": count * len(_REGISTERS[kind]), "kept": count * (len(_REGISTERS[kind]) - 1), "wrapped": count,
+        "cell": staticmethod(scope["cell"]),
+        "settle": staticmethod(scope["settle"]), "__module__": __name__, "__slots__": (),
+        "__doc__": f"{kind} around {count} components."})
 
 
-_CLASSES = {f"{kind}{count}": _class(kind, count) for kind in _LINES for count in range(1, MOST_COMPONENTS + 1)}
+_STAGES = {f"{kind}{count}": _stage_class(kind, count) for kind in _LINES for count in range(1, MOST_COMPONENTS + 1)}
+globals().update({f"{name}Stage": cls for name, cls in _STAGES.items()})
+_CLASSES = {f"{kind}{count}": _class(kind, count, _STAGES[f"{kind}{count}"]) for kind in _LINES
+            for count in range(1, MOST_COMPONENTS + 1)}
 globals().update(_CLASSES)
 
 

@@ -170,19 +170,23 @@ def backward_here(d, c, f, n, w):
 
 
 @kernel()
-def eliminate(d, e, lower, diag, upper, s, pitch, n, w, unit):
-    """Lines with their own coefficients: forward and back inside scratch `d`; `e` keeps c. `unit` is 1, typed."""
+def eliminate(d, e, lower, diag, upper, s, pitch, n, w, base, scale, unit):
+    """Lines with their own coefficients: forward and back inside scratch `d`; `e` keeps c. `unit` is 1, typed.
+
+    The matrix is `base` + `scale` times what is given.
+    """
     wide_vectors()
     n, w, s, pitch, one = np.uint64(n), np.uint64(w), np.uint64(s), np.uint64(pitch), np.uint64(1)
     for x in range(w):
-        q = unit / diag[s + x]
-        e[x], d[x] = upper[s + x] * q, d[x] * q
+        q = unit / (base + scale * diag[s + x])
+        e[x], d[x] = (scale * upper[s + x]) * q, d[x] * q
     for i in range(one, n):
         row, at = i * w, s + i * pitch
         for x in range(w):
-            q = unit / (diag[at + x] - lower[at + x] * e[row - w + x])
-            e[row + x] = upper[at + x] * q
-            d[row + x] = (d[row + x] - lower[at + x] * d[row - w + x]) * q
+            l = scale * lower[at + x]
+            q = unit / ((base + scale * diag[at + x]) - l * e[row - w + x])
+            e[row + x] = (scale * upper[at + x]) * q
+            d[row + x] = (d[row + x] - l * d[row - w + x]) * q
     for k in range(one, n):
         row = (n - one - k) * w
         for x in range(w):
@@ -204,7 +208,7 @@ def close_lines(d, e, z, v, u, s, pitch, g, shared, n, w):
 
 
 @kernel()
-def run(factors, source, target, memory, counter, outer, n, inner, group, width, shared, cyclic, unit):
+def run(factors, source, target, memory, counter, outer, n, inner, group, width, shared, cyclic, base, scale, unit):
     """Worker: take blocks of lines until none is left. `group`: outer indices that share coefficients."""
     f, src, dst, buf, progress = borrow(factors), borrow(source), borrow(target), borrow(memory), borrow(counter)
     across = inner == 1
@@ -228,7 +232,7 @@ def run(factors, source, target, memory, counter, outer, n, inner, group, width,
                 forward_here(d, f.a, f.b, here, n, w)
                 backward_here(d, f.c, here, n, w)
             else:
-                eliminate(d, e, f.a, f.b, f.c, here, lines, n, w, unit)
+                eliminate(d, e, f.a, f.b, f.c, here, lines, n, w, base, scale, unit)
             if cyclic:
                 close_lines(d, e, f.z, f.v, f.w, here, 1 if shared else lines, g if shared else g * lines + x0, shared,
                             n, w)
@@ -237,6 +241,15 @@ def run(factors, source, target, memory, counter, outer, n, inner, group, width,
             forward_from(d, src, s, pitch, f.a, f.b, here, n, w)
             backward_to(d, dst, s, pitch, f.c, here, n, w)
     restore_denormals(state)
+
+
+@kernel()
+def add_scaled(target, source, scale, first, last):
+    """target += scale * source, from one place to another."""
+    u, x = borrow(target), borrow(source)
+    wide_vectors()
+    for i in range(np.uint64(first), np.uint64(last)):
+        u[i] += scale * x[i]
 
 
 # -- the host --------------------------------------------------------------------------------------------------------
@@ -312,8 +325,14 @@ class Systems:
     def _flat(self, *parts):
         return Factors(*(np.ascontiguousarray(part, self.dtype).reshape(-1) for part in parts))
 
-    def solve(self, r, out=None):
-        """x for the right-hand sides `r`; `out` may be `r`."""
+    def solve(self, r, out=None, scale=None):
+        """x for the right-hand sides `r`; `out` may be `r`.
+
+        scale  the matrix is 1 + `scale` times the given one: for lines with their own coefficients that are not cyclic,
+               of which nothing is computed beforehand
+        """
+        if scale is not None and (self.shared or self.cyclic):
+            raise ValueError("lines that are shared or cyclic are factored: make new systems for another scale")
         if r.shape != self.shape or r.dtype != self.dtype or not r.flags.c_contiguous:
             raise ValueError(f"expected a C-contiguous array of shape {self.shape} and dtype {self.dtype}")
         out = np.empty_like(r) if out is None else out
@@ -323,15 +342,32 @@ class Systems:
         blocks = -(-lines // width) * (self.outer // self.group if self.inner == 1 else self.outer)
         if blocks < self.threads and lines > LEAST:  # enough blocks for every thread
             width = max(LEAST, -(-lines * blocks // self.threads // LEAST // max(blocks, 1)) * LEAST)
-        progress, unit = np.zeros(1, np.int64), self.dtype.type(1)
+        progress, number = np.zeros(1, np.int64), self.dtype.type
+        numbers = number(scale is not None), number(1 if scale is None else scale), number(1)
 
         def task():
             memory = scratch(2 * self.n * width, self.dtype)
             run(self.factors, r.reshape(-1), out.reshape(-1), memory, progress, self.outer, self.n, self.inner,
-                self.group, width, self.shared, self.cyclic, unit)
+                self.group, width, self.shared, self.cyclic, *numbers)
 
         together(task, min(self.threads, max(blocks, -(-lines // width))))
         return out
+
+
+def accumulate(u, x, scale, threads=None):
+    """u += scale * x for contiguous arrays, on all threads."""
+    count = max(1, min(default_threads() if threads is None else threads, u.size >> 15))
+    parts, scale = [(k * u.size // count, (k + 1) * u.size // count) for k in range(count)], u.dtype.type(scale)
+
+    def task():
+        while True:
+            try:
+                first, last = parts.pop()
+            except IndexError:
+                return
+            add_scaled(u.reshape(-1), x.reshape(-1), scale, first, last)
+
+    together(task, count)
 
 
 def _thomas(a, q, c, r):
@@ -366,7 +402,7 @@ def _machine_code(dtype):
     row, i = types.Array(kind, 1, "C"), types.int64
     return [(forward_from, (row, row, i, i, row, row, i, i, i)), (backward_to, (row, row, i, i, row, i, i, i)),
             (forward_here, (row, row, row, i, i, i)), (backward_here, (row, row, i, i, i)),
-            (eliminate, (row, row, row, row, row, i, i, i, i, kind))]
+            (eliminate, (row, row, row, row, row, i, i, i, i, kind, kind, kind)), (add_scaled, (row, row, kind, i, i))]
 
 
 _SHAPES = {(1, 1, 1): "one equation", (1, 2, 3): "two equations", (2, 3, 1): "contiguous lines of three",

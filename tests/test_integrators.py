@@ -9,6 +9,7 @@ import pytest
 import fastdiff as fd
 from fastdiff.kernels import rkl2
 from fastdiff.steppers import METHODS
+from fastdiff.steppers.auto import has_lines
 from fastdiff.steppers.spectral import propagate
 
 WALLS: dict[str, Any] = {
@@ -138,6 +139,55 @@ def test_auto_chooses_and_says_why():
     want = fd.solve(equation, u0, grid, 0.1, boundary=fd.Dirichlet(0.0), method="rk4", dt=5e-5)
     assert np.linalg.norm(sol.final - want.final) < 3e-4 * np.linalg.norm(want.final)
     assert sol.stats["method"] in ("crank_nicolson", "rkl2") and "least work" in sol.stats["why"]
+
+
+def test_auto_knows_linear_equations():
+    """Crank-Nicolson needs no diffusion alone, but a linear equation that couples no components."""
+    grid = fd.Grid((24, 24))
+    decays = fd.ReactionDiffusion({"u": 0.1, "v": 0.2}, {"u": "-2*u + 1", "v": "x*v"})
+    meets = fd.ReactionDiffusion({"u": 0.1, "v": 0.2}, {"u": "-2*v", "v": "u"})
+    moves = fd.AdvectionDiffusion(velocity=(1.0, 0.5), diffusivity=0.1)
+    far = fd.AdvectionDiffusion(velocity=(1.0, 0.5), diffusivity=0.1, scheme="upwind3")
+    linear, others = (decays, moves, fd.Heat("1 + x")), (meets, far, fd.Heat("1 + u"), fd.FisherKPP())
+    assert all(has_lines(e, grid) for e in linear) and not any(has_lines(e, grid) for e in others)
+    x, _ = grid.coordinates()
+    u0 = np.exp(-20 * (x - 0.3) ** 2) + np.zeros(grid.shape)
+    sol = fd.solve(moves, u0, grid, 0.5, rtol=1e-3)
+    want = fd.solve(moves, u0, grid, 0.5, method="rk4").final
+    assert sol.stats["method"] == "crank_nicolson"
+    assert np.linalg.norm(sol.final - want) < 1e-3 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("centering", ["nodes", "cells"])
+def test_lines_of_weights_are_those_that_trying_finds(centering, monkeypatch):
+    """D(x) tells its lines; the slow way, by fields on stripes, must find the same, walls of every kind included."""
+    from fastdiff.boundary import lower
+    from fastdiff.steppers import _lines
+
+    grid = fd.Grid((7, 6), centering=centering)
+    equation = fd.Heat("1 + x + 0.5*y")
+    boundary = {"x": (fd.Dirichlet(1.0), fd.Neumann(0.5)), "y": (fd.Robin(1.0, 0.5, 2.0), None)}
+    faces = lower(boundary, grid, ("u",), 1, np.float64, None, equation.diffusivities(grid), equation.at_wall(grid, 1))
+    equation = equation.for_walls(faces)
+    known = _lines.lines_of(equation, grid, faces, 1)
+    monkeypatch.setattr(type(equation), "line_weights", lambda *a: None)
+    tried = _lines.lines_of(equation, grid, faces, 1)
+    u = np.random.default_rng(0).random((1, 1, *grid.shape))
+    one, other = (sum(_lines.apply(line, u, axis) for axis, line in enumerate(lines)) for lines in (known, tried))
+    free = (slice(None), slice(None), slice(1, None))  # held cells are not asked for their rows
+    assert np.abs(one - other)[free].max() < 1e-11 * np.abs(other).max()
+
+
+def test_extrapolation_needs_few_steps():
+    """What is extrapolated from Crank-Nicolson is of fourth order: rtol = 1e-7 in far fewer steps than second asks."""
+    grid = fd.Grid((33, 33))
+    x, y = grid.coordinates()
+    u0 = np.sin(np.pi * x) * np.sin(2 * np.pi * y)
+    how: dict[str, Any] = dict(boundary=fd.Dirichlet(0.0), save_at=[0.01, 0.02])
+    sol = fd.solve(fd.Heat("1 + 0.5*sin(6*x)"), u0, grid, method="crank_nicolson", rtol=1e-7, **how)
+    want = fd.solve(fd.Heat("1 + 0.5*sin(6*x)"), u0, grid, method="rk4", dt=2e-5, **how)
+    error = np.linalg.norm(sol.u - want.u) / np.linalg.norm(want.u)
+    assert sol.stats["error_estimate"] <= 1e-7 and error < 1e-7 and sol.stats["steps"] < 200
 
 
 @pytest.mark.parametrize("centering", ["nodes", "cells"])

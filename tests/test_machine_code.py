@@ -37,7 +37,8 @@ OPTIONS: dict[str, Any] = {**FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrappe
 @njit(**OPTIONS)
 def one_row(p, dst, src, at, step):
     """The hot loop of a rule and nothing else."""
-    update_rows(p, dst, at, at, at, src, at, at, at, at, at, at, at, step, at, at, step, step, step, step, step, at)
+    update_rows(p, dst, at, at, at, src, at, at, at, at, at, at, at, src, at, at, step, at, at, step, step, step, step,
+                step, at)
 
 
 def row_code(rule, dtype: types.Float = types.float32):

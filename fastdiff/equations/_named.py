@@ -53,3 +53,7 @@ class Named(AsGiven):
     def jacobian(self, u, grid: Grid | None = None, t: float = 0.0) -> np.ndarray:
         """Derivatives of the reaction, see `ReactionDiffusion.jacobian`."""
         return self.system.jacobian(u, grid, t)
+
+    def linear(self, grid: Grid) -> bool:
+        """Whether the reaction is linear and couples no components."""
+        return self.system.linear(grid)

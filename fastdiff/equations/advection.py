@@ -200,6 +200,10 @@ class AdvectionDiffusion(AsGiven):
                              'scheme="upwind1"')
         return float(2 / (2 / limit + shrink)) if np.isfinite(limit) else limit
 
+    def linear(self, grid: Grid) -> bool:
+        """Whether it is linear and couples nearest neighbours along the axes alone."""
+        return self.scheme in ("upwind1", "central")
+
     def reaction_rate(self) -> float:
         """There is no reaction: 0."""
         return 0.0

@@ -168,7 +168,8 @@ class Heat(AsGiven):
             pairs = [_linear.diffusion(grid, D, axis, self._mirrored, self._wall_values)
                      for axis, D in enumerate(self._over(grid, batch))]
             size = max(len(w) for pair in pairs for w in pair)
-            self._kept.clear()
+            if len(self._kept) > 1:
+                self._kept.clear()
             self._kept[key] = [np.broadcast_to(w, (size, *grid.shape)) for pair in pairs for w in pair]
         return self._kept[key]
 
@@ -201,9 +202,18 @@ class Heat(AsGiven):
     def _with(self, **known) -> "Heat":
         """A copy that knows more about the walls."""
         other = type(self)(**{name: getattr(self, name) for name in self.__dataclass_fields__})
-        for name, value in known.items():
+        for name, value in {**known, "_kept": self._kept}.items():
             object.__setattr__(other, name, value)
         return other
+
+    def linear(self, grid: Grid) -> bool:
+        """Whether it is linear and couples nearest neighbours along the axes alone."""
+        return not any(self._laws) and self._matrix is None and self.order == 2
+
+    def line_weights(self, grid: Grid, batch: int):
+        """Weights of the low and the high neighbour of each axis in turn, per time; None if there are no such."""
+        wide = any(self._laws) or self._matrix is not None or self.order > 2
+        return None if wide or (grid.plain and not self._in_space(grid)) else self._weights(grid, batch)
 
     def _wide(self, grid, batch) -> tuple[str, dict]:
         """The neighbourhood and weights, per time, of orders 4 and 6 and of matrices: kernels/wide.py."""

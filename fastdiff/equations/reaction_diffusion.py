@@ -228,6 +228,14 @@ class ReactionDiffusion(AsGiven):
         J = self._derivative(components, values, x, y, z, t)
         return np.moveaxis(J, 2, 0) if axis else J
 
+    def linear(self, grid: Grid) -> bool:
+        """Whether the reaction is linear and couples no components: a diagonal Jacobian, the same at two states."""
+        C, many = len(self.names), self.batch()
+        form = (C, *grid.shape) if many == 1 else (many, C, *grid.shape)
+        J, other = (self.jacobian(np.broadcast_to(v, form), grid) for v in (0.37, 0.91))
+        off = J * (1 - np.eye(C)).reshape(C, C, *[1] * grid.ndim)
+        return bool(np.isfinite(J).all() and np.array_equal(J, other) and not off.any())
+
     def _derivative(self, components, values, x, y, z, t) -> np.ndarray:
         with np.errstate(all="ignore"):
             found = self._module[0].derivative(*components, *values, x, y, z, t)

@@ -1,15 +1,17 @@
-"""Step sizes that follow the error: one loop for every method that estimates it after each step.
+"""Step sizes that follow the error: for methods that estimate it after each step, and for those that do not.
 
 The estimate of a step of length h is kept below rtol h / t_end, relative to the field, so that the errors of all steps
-add up to rtol at most, as far as the equation does not amplify them; rounding, ROUNDING eps a step, is let pass.
- h changes by 0.8 (allowed/estimate)^(1/p), p the
-order of the method: per unit of time the estimate is of that order.
+add up to rtol at most, as far as the equation does not amplify them; rounding, ROUNDING eps a step, is let pass. h
+changes by 0.8 (allowed/estimate)^(1/p), p the order of the method: per unit of time the estimate is of that order.
+
+Methods without an estimate solve again with more steps: see `Richardson`.
 """
 
 import numpy as np
 
 from fastdiff import dispatch
 from fastdiff.steppers._base import SAFETY, relative
+from fastdiff.watch import put
 
 LEAST, MOST = 0.2, 4.0  # factors of the step from one to the next
 TRIES = 60
@@ -61,3 +63,47 @@ class Controller:
         grown = h * min(MOST, max(LEAST, factor))
         self.growing = ratio > 1 or grown > 1.5 * self.h
         self.h = grown if ratio > 1 or h >= 0.5 * self.h else max(grown, self.h)
+
+
+class Richardson:
+    """Solutions with more and more steps, and what they say about the error.
+
+    Two of them give a third, in which the leading error cancels: F + (F - G) / (r^p - 1), with r times as many steps in
+    F as in G and p the method's order. Two of these third ones differ by the error of the worse.
+    Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 2nd ed., Springer 1993, section II.9.
+
+    order   p
+    number  of frames in a solution
+    make    gives room for the frames of one, an array or a `watch.Sink`
+    """
+
+    def __init__(self, order: int, number: int, make):
+        self.order, self.number, self.make = order, number, make
+        self.count, self.last, self.better = 0, None, None
+        self.error = self.before = np.inf
+
+    def add(self, count: int, frames):
+        """Take the solution with `count` times the first one's steps; returns the best there is, and what is spent."""
+        spent = [self.last, self.better]
+        if self.last is None:
+            self.count, self.last = count, frames
+            return frames, []
+        weight, best, self.before = 1 / ((count / self.count) ** self.order - 1), self.make(), self.error
+        for n in range(self.number):
+            fine, coarse = frames[:, n], self.last[:, n]
+            put(best, n, fine + (fine - coarse) * fine.dtype.type(weight))
+        self.error = weight * self._distance(frames, self.last)
+        if self.better is not None:
+            self.error = min(self.error, self._distance(best, self.better))
+        self.count, self.last, self.better = count, frames, best
+        return best, spent
+
+    def next(self, rtol: float) -> int:
+        """How many times the first solution's steps to try next."""
+        if not np.isfinite(self.error):
+            return 2 * self.count
+        wanted = 1.15 * (self.error / rtol) ** (1 / (self.order + 1))
+        return 3 if self.count == 2 else int(np.ceil(self.count * min(max(wanted, 1.5), 8.0)))
+
+    def _distance(self, a, b):
+        return max(relative(a[:, n] - b[:, n], a[:, n]) for n in range(self.number))

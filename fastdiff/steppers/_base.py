@@ -12,6 +12,8 @@ import numpy as np
 from fastdiff import dispatch
 from fastdiff.boundary import CALL, lower
 from fastdiff.kernels import _run
+from fastdiff.kernels._edges import HOLD
+from fastdiff.kernels._march import kept_by
 from fastdiff.kernels._stages import Scheme, spread, stage_times, staged
 
 SAFETY = 0.9  # of the stability limit, where the user gives no step
@@ -147,7 +149,11 @@ class Explicit(Run):
     def estimate(self, state):
         """The error that the last step made, as it estimates it."""
         at = self.scheme(1.0, True).error_register * len(self.equation.names)  # type: ignore[union-attr]
-        return state[:, at : at + len(self.equation.names)]
+        found = state[:, at : at + len(self.equation.names)]
+        for (c, axis, end), wall in self.faces.walls.items():
+            if wall.side.kind == HOLD:  # no step is an error there
+                found[(slice(None), c, *[slice(None)] * axis, -end)] = 0.0
+        return found
 
     def compile(self, dt, data):
         if not isinstance(data, np.ndarray):
@@ -156,7 +162,7 @@ class Explicit(Run):
             if wall.how == CALL:
                 wall.formula.address()
         rule = self.staged_rule(dt, self.method.control == EMBEDDED)
-        schedule = _run.schedule_of(data.shape, data.itemsize, self.threads)
+        schedule = _run.schedule_of(data.shape, data.itemsize, self.threads, kept_by(type(rule)))
         key = kind_of(rule), data.dtype, schedule
         if key not in _compiled:
             _compiled.add(key)

@@ -37,12 +37,44 @@ def lines_of(equation, grid, faces: Faces, batch: int, threads=None) -> list[Lin
     """The lines along each axis. Held cells count as unknowns: their own equations are for the caller to replace."""
     if faces.nonlinear:
         raise NoLines("a boundary value depends on u")
+    weights = equation.line_weights(grid, batch) if hasattr(equation, "line_weights") else None
+    if weights is not None:
+        return [_weighted(grid, faces, weights, axis) for axis in range(grid.ndim)]
     probe = _Probe(equation, grid, faces, batch, threads)
     bands = [probe.bands(axis) for axis in range(grid.ndim)]
     shares = _shares(probe.constant, grid)
     lines = [(lo, share - lo - up, up) for (lo, up), share in zip(bands, shares)]
     probe.check(lines)
     return [_joined(Line(*line, shared=False), axis, grid.ndim) for axis, line in enumerate(lines)]
+
+
+def _weighted(grid, faces, weights, axis):
+    """The line of an axis from the weights of the low and the high neighbour, (batch or 1, *grid)."""
+    n, size = grid.shape[axis], max(len(w) for w in weights)
+    low, up = (np.array(np.broadcast_to(w, (size, *grid.shape)), np.float64) for w in weights[2 * axis : 2 * axis + 2])
+    diag = -(low + up)
+    bands = [np.moveaxis(b, axis + 1, -1) for b in (low, diag, up)]
+    if n == 1 and grid.periodic[axis]:
+        low[...] = diag[...] = up[...] = 0.0
+    elif n == 2 and grid.periodic[axis]:  # both neighbours are one cell
+        up += low
+        low[...] = 0.0
+    elif not grid.periodic[axis]:
+        for end in range(2):
+            _close(bands, faces.walls[0, axis, end].side, end)
+    return Line(*(b[:, None] for b in (low, diag, up)), shared=False)
+
+
+def _close(bands, side, end):
+    """Let the wall at one end of a line, alpha u_0 + beta u_1, take the place of the neighbour beyond it."""
+    outer, inner, diag = bands[2 if end else 0], bands[0 if end else 2], bands[1]
+    alpha, beta = (0.0, 0.0) if side.kind == HOLD else (side.alpha, side.beta)
+    alpha, beta = (np.reshape(v, (-1, *[1] * (diag.ndim - 2))) for v in (alpha, beta))
+    lone = diag.shape[-1] == 1
+    diag[..., -end] += outer[..., -end] * (alpha + beta if lone else alpha)
+    if not lone:
+        inner[..., -end] += outer[..., -end] * beta
+    outer[..., -end] = 0.0
 
 
 class _Probe:

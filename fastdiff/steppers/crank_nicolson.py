@@ -14,7 +14,9 @@ Source: Peaceman, Rachford, J. SIAM 3 (1955) 28, eqs. (10)-(11); Douglas, Gunn, 
 Rannacher, Numer. Math. 43 (1984) 309; for the increments: Beam, Warming, J. Comput. Phys. 22 (1976) 87, section 3.
 """
 
+from functools import cached_property
 from math import inf
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +24,7 @@ from fastdiff.boundary import CALL, TABLE
 from fastdiff.kernels._edges import _SPACE, HEAD, HOLD, ITEMS, VALUE, Edges, hold
 from fastdiff.kernels._run import march
 from fastdiff.kernels._stages import slope
-from fastdiff.kernels.tridiagonal import Systems
+from fastdiff.kernels.tridiagonal import Systems, accumulate
 from fastdiff.steppers._base import DOUBLING, Method, Run, kind_of
 from fastdiff.steppers._lines import Line, NoLines, apply, lines_of
 
@@ -40,8 +42,8 @@ class CrankNicolson(Run):
         except NoLines as reason:
             raise ValueError(f'method="crank_nicolson" does not apply: {reason}; use method="rkl2" or "strang"'
                              ) from None
-        self._systems: dict[float, list[Systems]] = {}
-        self._slopes: dict[float, object] = {}
+        self._systems: dict[float, list[Any]] = {}
+        self._slope: Any = slope(self.rule(1.0))
         self._start = 0
 
     @property
@@ -49,7 +51,7 @@ class CrankNicolson(Run):
         return inf
 
     def compile(self, dt, data):
-        key = kind_of(self._slope(dt)), str(self.dtype), self.grid.ndim
+        key = kind_of(self._slope), str(self.dtype), self.grid.ndim
         if key not in _compiled:  # by a step that nobody sees
             _compiled.add(key)
             self._step(data.copy(), 0.0, dt, 0.5, np.empty_like(data), data)
@@ -79,16 +81,11 @@ class CrankNicolson(Run):
 
     def _step(self, u, t, h, theta, work, initial):
         edges, rises = self._walls(t, h, theta, initial)
-        march(self._slope(h), u, edges, 1, out=work, threads=self.threads)
-        self._set_held(work, rises, theta * h)
-        for system in self._solvers(theta * h):
-            system.solve(work, out=work)
-        u += work
-
-    def _slope(self, h):
-        if h not in self._slopes:
-            self._slopes = {**dict(list(self._slopes.items())[-3:]), h: slope(self.rule(h))}
-        return self._slopes[h]
+        march(self._slope, u, edges, 1, out=work, threads=self.threads)
+        self._set_held(work, {key: rise / h for key, rise in rises.items()}, theta * h)
+        for solve in self._solvers(theta * h):
+            solve(work)
+        accumulate(u, work, h, self.threads)
 
     def _walls(self, t, h, theta, initial):
         """Boundaries of the right-hand side, and by how much held faces rise."""
@@ -138,20 +135,34 @@ class CrankNicolson(Run):
         return Line(*bands, shared=False)
 
     def _solvers(self, h):
-        """1 - h A along each axis, with held cells of that axis given."""
+        """Functions that solve 1 - h A along each axis in place, with held cells of that axis given."""
         if h not in self._systems:
-            self._systems = {**dict(list(self._systems.items())[-3:]), h: [self._system(h, a, line)
-                                                                           for a, line in enumerate(self.lines)]}
+            found = [self._solver(h, axis, line) for axis, line in enumerate(self.lines)]
+            self._systems = {**dict(list(self._systems.items())[-3:]), h: found}
         return self._systems[h]
 
+    def _solver(self, h, axis, line):
+        if line.shared or (self.grid.periodic[axis] and self.grid.shape[axis] > 1):
+            system = self._system(h, axis, line)
+            return lambda r: system.solve(r, out=r)
+        if axis not in self._plain:
+            self._plain[axis] = self._system(None, axis, line)
+        return lambda r: self._plain[axis].solve(r, out=r, scale=-h)
+
+    @cached_property
+    def _plain(self) -> dict[int, Systems]:
+        """A along an axis where every line has its own, laid out once for all h."""
+        return {}
+
     def _system(self, h, axis, line):
-        shape = (self.batch, len(self.equation.names), *self.grid.shape)
-        at = -1 if line.shared else axis + 2
-        lo, di, up = (np.moveaxis(b.copy(), at, -1) for b in (-h * line.lower, 1 - h * line.diag, -h * line.upper))
+        """1 - h A along an axis; h None: A itself, with zeros where 1 - h A has a held cell's 1."""
+        shape, at = (self.batch, len(self.equation.names), *self.grid.shape), -1 if line.shared else axis + 2
+        bands = [b.copy() for b in line[:3]] if h is None else [-h * line.lower, 1 - h * line.diag, -h * line.upper]
+        lo, di, up = (np.moveaxis(b, at, -1) for b in bands)
         for (c, a, end), wall in self.faces.walls.items():
             if a == axis and wall.side.kind == HOLD:
-                lo[:, c, ..., -end], di[:, c, ..., -end], up[:, c, ..., -end] = 0.0, 1.0, 0.0
-        bands = [np.moveaxis(b, -1, at) for b in (lo, di, up)]
+                lo[:, c, ..., -end] = up[:, c, ..., -end] = 0.0
+                di[:, c, ..., -end] = 0.0 if h is None else 1.0
         if line.shared:
             bands = [np.broadcast_to(b, (self.batch, *b.shape[1:])).reshape(-1, b.shape[-1]) for b in bands]
             bands = [b[:1] if (b == b[:1]).all() else b for b in bands]

@@ -249,7 +249,10 @@ class _Writer:
             self.functions.add("select")
             self.cost += 2 * len(args)
             return best
-        if name not in ("exp", "log", "sin", "cos", "tan", "sinh", "cosh", "tanh"):
+        if name == "choose":
+            value, yes, no = (self._line(self._argument(a)) for a in args)
+            return self._named(f"select({value} > {self._known(self.sympy.Integer(0))}, {yes}, {no})", "select")
+        if name not in ("exp", "log", "sin", "cos", "tan", "sinh", "cosh", "tanh", "erf", "sigmoid", "cbrt"):
             raise ValueError(f"{name}(...) cannot be compiled in a reaction")
         return self._named(f"{name}({', '.join(map(self._argument, args))})", name)
 

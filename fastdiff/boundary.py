@@ -445,7 +445,7 @@ def _lower(grid, given, names, batch, dtype, diffusivity, u0, at_wall=None):
 
 def _check_chains(walls):
     """Refuse held walls whose values wait for each other."""
-    for (c, axis, end), wall in walls.items():
+    for (_, axis, end), wall in walls.items():
         for d, far in wall.sees if wall.side.kind == HOLD else ():
             other = walls[d, axis, end ^ far]
             if other.side.kind == HOLD and other.sees:
@@ -507,8 +507,8 @@ def _flux_wall(condition, grid, axis, end, batch, label, D, names, c) -> Wall:
     if wall.formula is None or wall.how == CONSTANT:
         return wall._replace(side=_with(wall.side, value=np.asarray(wall.side.value) * scale))
     if wall.of_field:
-        raise ValueError(f"the flux at {label} depends on the field, which needs a diffusivity that does not vary in space: "
-                         "write it as Neumann")
+        raise ValueError(f"the flux at {label} depends on u (or other walls), which needs a diffusivity that does "
+                         "not vary in space: write it as Neumann")
     return wall._replace(how=CALL, scale=scale)
 
 

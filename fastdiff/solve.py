@@ -15,7 +15,7 @@ from fastdiff.solution import Solution
 from fastdiff.state import State, first_bad, first_not_finite, read
 from fastdiff.steppers import METHODS as MARCHING
 from fastdiff.steppers._adapt import Controller
-from fastdiff.steppers._base import DOUBLING, EMBEDDED, LIMIT, chunks, relative, steps_between
+from fastdiff.steppers._base import DOUBLING, EMBEDDED, LIMIT, check_device, chunks, relative, steps_between
 from fastdiff.steppers.auto import DEFAULT_RTOL
 from fastdiff.steppers.auto import choose as cheapest
 
@@ -85,15 +85,15 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
     if not isinstance(grid, Grid):
         raise TypeError(f"grid is an fd.Grid, not {type(grid).__name__}")
     check_equation(equation)
+    if method != "auto":
+        check_device(method, method in MARCHING and MARCHING[method].gpu, u0, device)
     boundary, anti = antiperiodic.split(boundary, grid)
-    if anti:
-        options = dict(t_end=t_end, save_at=save_at, method=method, dt=dt, rtol=rtol, device=device, threads=threads,
-                       progress=progress, callback=callback, stop=stop, look_every=look_every, save_to=save_to)
-        return antiperiodic.solve(solve, equation, u0, grid, anti, boundary, options)
-    state = read(u0, grid, equation.names, samples(equation, grid), device)
+    fold = antiperiodic.Fold(grid, anti, type(equation).__name__) if anti else None
+    grid = grid if fold is None else fold.whole
+    state = read(u0 if fold is None else fold.opened(u0), grid, equation.names, samples(equation, grid), device)
     _check_rtol(rtol, state)
     times, hidden = _times(t_end, save_at)
-    plan = watch.plan(times, hidden, callback, stop, look_every, save_to)
+    plan = watch.plan(times, hidden, callback, stop, look_every, save_to, fold)
     times = times if plan is None else plan.times
     problem = _Problem(equation, state, grid, boundary, times, hidden, threads, rtol, plan, [])
     try:
@@ -190,7 +190,7 @@ def _choose(problem, method):
 def _not_spectral(problem):
     """Why the spectral method does not apply, or None."""
     if not isinstance(problem.equation, Heat):
-        return "the equation is nonlinear"
+        return "there is more than diffusion"
     if not problem.equation.constant(problem.grid):
         return "a coefficient, the spacing or a source varies in space"
     from fastdiff.steppers import spectral
@@ -238,7 +238,8 @@ def _spectral(problem, symbol="exact"):
     if problem.state.backend != "cpu":
         raise ValueError('method="spectral" runs on the CPU: pass u0.cpu()')
     if not isinstance(problem.equation, Heat) or not problem.equation.constant(problem.grid):
-        why = (f"{type(problem.equation).__name__} is nonlinear" if not isinstance(problem.equation, Heat) else
+        name = type(problem.equation).__name__
+        why = (f"{name} is more than diffusion" if not isinstance(problem.equation, Heat) else
                "a coefficient, the spacing or a source varies in space")
         raise ValueError(f'method="spectral" needs constant coefficients: {why}, use method="euler"')
     frames = _frames(problem)

@@ -565,4 +565,5 @@ def _power_cuda(x, p):
         return lambda x, p: math.pow(x, p)
 
 
-__all__ = ["cbrt", "cos", "cosh", "erf", "exp", "log", "power", "select", "sigmoid", "sin", "sinh", "sqrt", "tan", "tanh"]
+__all__ = ["cbrt", "cos", "cosh", "erf", "exp", "log", "power", "select", "sigmoid", "sin", "sinh", "sqrt", "tan",
+           "tanh"]

@@ -283,8 +283,8 @@ def hold_seeing(e, C, buf, base, cs, plane, pitch, i0, i1, step, n0, n1, n2):
             n, along = (n0, plane) if a == 0 else ((n1, pitch) if a == 1 else (n2, np.int64(1)))
             inward = -along if z else along
             for i in range(max(i0, z * (n0 - 1)), min(i1, n0 if z else 1)) if a == 0 else range(i0, i1):
-                for j in range(z * (n1 - 1), n1 if z else 1) if a == 1 else range(0, n1):
-                    for k in range(z * (n2 - 1), n2 if z else 1) if a == 2 else range(0, n2):
+                for j in range(z * (n1 - 1), n1 if z else 1) if a == 1 else range(n1):
+                    for k in range(z * (n2 - 1), n2 if z else 1) if a == 2 else range(n2):
                         if holder(e, c, i, j, k, n0, n1, n2) == side:
                             o = base + c * cs + i * plane + j * pitch + k
                             buf[o] = seeing_value(e, sees, c, side, step, i, j, k, buf, o, cs, inward, n)

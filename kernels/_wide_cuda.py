@@ -91,7 +91,7 @@ def at_wall(e, buf, b, c, i0, i1, i2, w0, w1, w2):
 
 @register_jitable
 def seen(e, at, buf, b, i0, i1, i2, s0, s1, s2, far):
-    """One of the values that a side sees; (s0, s1, s2) leads to the second cell inside, `far` times that to the last."""
+    """One of the values that a side sees; (s0, s1, s2) leads to the second cell inside, `far` times to the last."""
     what = e.ints[at]
     if what < 0:
         return e.clock.dtype.type(0)

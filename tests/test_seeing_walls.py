@@ -111,7 +111,7 @@ def test_a_plate_is_the_plain_double_loop(centering):
              "v": {"x": (None, fd.Neumann("0.1*u_far*v_far")), "y": None}}
     u = state = rng.random((2, 2, *shape))
     dx, dy = grid.spacing
-    dt, (x, y) = 5e-4, grid.coordinates()
+    dt, (_, y) = 5e-4, grid.coordinates()
     cells = centering == "cells"
 
     def wall(f, axis, end):

@@ -37,6 +37,7 @@ class Method:
               an estimate of the error after each step; DOUBLING, by solving again with smaller steps
     reach     largest stable step in limits of forward Euler; infinite if every step is stable
     summary   one line
+    gpu       whether it runs on a GPU, too
     """
 
     name: str
@@ -45,6 +46,21 @@ class Method:
     control: str
     reach: float
     summary: str
+    gpu: bool = True
+
+    def check_device(self, u, device=None) -> None:
+        """Refuse a field that is on a GPU, or asked to be there, if the method runs on the CPU alone."""
+        check_device(self.name, self.gpu, u, device)
+
+
+def check_device(name: str, gpu: bool, u, device=None) -> None:
+    """Refuse a GPU for a method that has none."""
+    asked = str(device).startswith("cuda") if device is not None else getattr(
+        getattr(u, "device", None), "type", "cpu") == "cuda"
+    if asked and not gpu:
+        raise ValueError(f'method="{name}" runs on the CPU alone: '
+                         + ('leave device="cuda" out' if device is not None else "pass u0.cpu()")
+                         + ', or take "euler", "rk4", "rk23" or "rkl2", which run on the GPU, too')
 
 
 def reaction_rate(equation, grid) -> float:

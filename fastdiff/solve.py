@@ -180,7 +180,8 @@ def _choose(problem, method):
         return "spectral", "constant coefficients and boundaries: exact in time, one transform a frame"
     rtol = DEFAULT_RTOL if problem.rtol is None else problem.rtol
     run = _run(problem, MARCHING["euler"])
-    linear = isinstance(problem.equation, Heat) and problem.state.backend == "cpu" and not run.faces.nonlinear
+    linear = isinstance(problem.equation, Heat) and not any(problem.equation._laws) and not run.faces.nonlinear
+    linear = linear and problem.state.backend == "cpu"
     name, why = cheapest(run, linear, problem.times, rtol)
     if problem.plan is not None and problem.plan.watchers and MARCHING[name].control == DOUBLING:
         name, why = "rkl2", "callback and stop see a run that goes through time once"

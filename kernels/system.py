@@ -120,6 +120,10 @@ class Feedback(NamedTuple):
     """The same for a GPU."""
 
     @staticmethod
+    def value(p, c, side, t, x, y, z, u):
+        return 0.0
+
+    @staticmethod
     def seen(p, c, side, t, x, y, z, u, w0, w1, w2, w3, w4, w5, w6, w7):
         return 0.5 * w0 - 0.25 * u * w1 + 0.1 * t
 

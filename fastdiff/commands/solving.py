@@ -78,11 +78,8 @@ def _solved(name, pairs, shape, extent, periodic, t_end, method, dt, rtol, frame
     times = np.linspace(0.0, usual if t_end is None else t_end, frames)
     if not times[-1] > 0:
         raise ValueError(f"t_end must be positive, not {t_end!r}")
-    if device != "cpu":
-        import torch
-
-        u0 = torch.from_numpy(u0).to(device)
-    return run(equation, u0, grid, save_at=times, boundary=boundary, method=method, dt=dt, rtol=rtol, threads=threads)
+    return run(equation, u0, grid, save_at=times, boundary=boundary, method=method, dt=dt, rtol=rtol, threads=threads,
+               device=None if device == "cpu" else device)
 
 
 def _written(solution, path, moving, component):

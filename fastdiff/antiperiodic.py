@@ -1,7 +1,6 @@
 """Antiperiodic axes, u(x + L) = -u(x): solved on a periodic axis of twice the length, whose second half is -u."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -12,8 +11,8 @@ from fastdiff.grid import Grid
 class Antiperiodic:
     """u(x + L) = -u(x) along a periodic axis of the grid: `boundary={"x": fd.Antiperiodic()}`.
 
-    The equation must change sign with u, as linear ones without sources do, and Allen-Cahn: this is checked when the
-    run is over. Only `fd.solve` takes it. It costs twice the cells for each such axis.
+    The equation must change sign with u, as linear ones without sources do, and Allen-Cahn: this is checked at each
+    frame. `fd.solve` and `fd.Stepper` take it, with every method. It costs twice the cells for each such axis.
     """
 
 
@@ -63,32 +62,29 @@ def halved(u, grid: Grid, axes):
     return u[tuple(where)]
 
 
-def solve(run, equation, u0, grid, axes, boundary, options: dict[str, Any]):
-    """`run` on the doubled grid, and the half of what it finds."""
-    if options.get("save_to") is not None:
-        raise ValueError("save_to does not go with antiperiodic axes: leave it out, and save the Solution")
-    if np.shape(u0)[-grid.ndim :] != grid.shape:
-        raise ValueError(f"u0 has shape {tuple(np.shape(u0))}; the grid has {grid.shape}")
-    options = {**options, "callback": _halving(options.get("callback"), grid, axes)}
-    found = run(equation, doubled(u0, grid, axes), doubled_grid(grid, axes), boundary=boundary, **options)
-    final = halved(found.final, grid, axes)
-    apart = float(abs(doubled(final, grid, axes) - found.final).max())
-    eps = float(np.finfo(str(final.dtype).removeprefix("torch.")).eps)
-    if apart > 1e4 * eps * max(float(abs(found.final).max()), 1e-300):
-        raise ValueError(f"the solution is not antiperiodic (off by {apart:.2g}): {type(equation).__name__} does not "
-                         f"change sign with u, or a boundary value does not")
-    found.u, found.final, found.grid = _own(halved(found.u, grid, axes)), _own(final), grid
-    return found
+class Fold:
+    """A grid with antiperiodic axes, and the plain periodic one, `whole`, on which it is solved."""
+
+    def __init__(self, grid: Grid, axes, equation: str):
+        self.grid, self.axes, self.equation = grid, axes, equation
+        self.whole = doubled_grid(grid, axes)
+
+    def opened(self, u):
+        """A field of the user's, or a state, on the whole grid."""
+        if np.shape(u)[-self.grid.ndim :] != self.grid.shape:
+            raise ValueError(f"u0 has shape {tuple(np.shape(u))}; the grid has {self.grid.shape}")
+        return doubled(u, self.grid, self.axes)
+
+    def closed(self, u):
+        """The part of a state on the whole grid that is the user's; refuses what is not antiperiodic."""
+        half = halved(u, self.grid, self.axes)
+        apart = float(abs(doubled(half, self.grid, self.axes) - u).max())
+        eps = float(np.finfo(str(u.dtype).removeprefix("torch.")).eps)
+        if apart > 1e4 * eps * max(float(abs(u).max()), 1e-300):
+            raise ValueError(f"the solution is not antiperiodic (off by {apart:.2g}): {self.equation} does not change "
+                             "sign with u, a coefficient does not repeat along the axis, or a boundary value does not "
+                             "change sign")
+        return np.ascontiguousarray(half) if isinstance(half, np.ndarray) else half.contiguous()
 
 
-def _own(u):
-    return np.ascontiguousarray(u) if isinstance(u, np.ndarray) else u.contiguous()
-
-
-def _halving(callback, grid, axes):
-    if callback is None or not callable(callback):
-        return callback
-    return lambda t, u, state: callback(t, halved(u, grid, axes), state)
-
-
-__all__ = ["Antiperiodic"]
+__all__ = ["Antiperiodic", "Fold"]

@@ -10,6 +10,9 @@ With n the outward normal, dx the spacing, u0 and u1 the first two points inside
 
 All are second order. Where a value depends on u, it is taken at the wall: u0 on nodes, 3/2 u0 - 1/2 u1 on cells.
 At a corner a held value wins, and of two held values that of the earlier axis.
+
+A value may also depend on the other components at that wall, by their names, and on what lies at the wall opposite, by
+`u_far` and the like. It is looked up at every time level and stage. Such a run is not blocked in time.
 """
 
 from collections.abc import Mapping
@@ -31,8 +34,13 @@ class Condition:
     """A condition on one side of a grid.
 
     A value is a number, an array over the face (or (batch, *face), or one number a sample), an expression such as
-    "sin(t)" in t, x, y, z and u, or a Python function whose arguments are some of these. u is the value, at the
-    wall, of the component that the condition is for.
+    "sin(t)", or a Python function whose arguments are some of the same names: t, the places x, y, z (or r, theta), the
+    components' names for their values at that wall, and `u_far`, `v_far`, ... for those at the wall opposite. Where no
+    component is called u, u is the one that the condition is for. A Dirichlet value cannot depend on its own component
+    at its own wall.
+
+        fd.Dirichlet("0.9*u_far")                 what leaves at the other end comes in again
+        {"v": fd.Neumann("0.2*(u - v)")}          u and v are exchanged at the wall
     """
 
     def _value(self) -> Any:
@@ -152,6 +160,10 @@ def _by_side(spec, grid, names) -> dict[tuple[int, int], Condition]:
         if not bounded:
             raise ValueError("the grid is periodic along every axis and has no boundary: leave boundary out")
         return {(axis, end): spec for axis in bounded for end in (0, 1)}
+    from fastdiff.antiperiodic import Antiperiodic
+
+    if isinstance(spec, Antiperiodic):
+        raise ValueError("fd.solve and fd.Stepper alone take Antiperiodic, for periodic axes")
     if not isinstance(spec, Mapping):
         raise ValueError(f'boundary is a condition {_EXAMPLE}, or {{"x": (low, high), ...}}, not {spec!r}')
     out = {}
@@ -172,6 +184,10 @@ def _pair(name, pair):
         return pair, pair
     if isinstance(pair, tuple | list) and len(pair) == 2 and all(p is None or isinstance(p, Condition) for p in pair):
         return tuple(pair)
+    from fastdiff.antiperiodic import Antiperiodic
+
+    if isinstance(pair, Antiperiodic):
+        raise ValueError(f"axis {name} is Antiperiodic, which fd.solve and fd.Stepper alone can take")
     raise ValueError(f"the boundary of axis {name} is a condition {_EXAMPLE}, or a pair (low, high), not {pair!r}")
 
 
@@ -192,13 +208,20 @@ class Wall(NamedTuple):
     side: Side
     formula: Any = None
     scale: Any = None  # what a formula is multiplied by, (batch or 1, 1, face cells): 1/D of a flux where D varies
+    sees: tuple = ()  # (component, whether at the wall opposite) for each w of the formula
+
+    @property
+    def of_field(self) -> bool:
+        """Whether the value depends on the field."""
+        return self.formula is not None and ("u" in self.formula.uses or bool(self.sees))
 
 
 class Faces:
     """The boundaries of a run: `edges(start, dt, steps)` packs them for a march.
 
     stiffness  for each axis, a bound on how much the walls raise the largest eigenvalue, 4 D/dx^2, of the stencil
-    nonlinear  whether a value depends on u
+    nonlinear  whether a value depends on the field
+    seeing     whether one depends on other components or on the wall opposite
     """
 
     def __init__(self, grid: Grid, walls: dict[tuple[int, int, int], Wall], components: int, batch: int, dtype):
@@ -206,7 +229,8 @@ class Faces:
         self.dtype = np.dtype(dtype)
         self.stiffness = tuple(max([1.0, *(_stiffness(w.side) for (_, k, _), w in walls.items() if k == axis)])
                                for axis in range(grid.ndim))
-        self.nonlinear = any(wall.formula is not None and "u" in wall.formula.uses for wall in walls.values())
+        self.nonlinear = any(wall.of_field for wall in walls.values())
+        self.seeing = any(wall.sees for wall in walls.values())
         self.needs_initial = any(wall.how == INITIAL for wall in walls.values())
         self.constant = all(wall.how in (CONSTANT, INITIAL) for wall in walls.values())
         self.tables = not grid.plain or any(wall.scale is not None for wall in walls.values())
@@ -243,8 +267,8 @@ class Faces:
 
     def values(self):
         """What depends on u, as `march_cuda` takes it: with `edges(..., tables=True)`. None if nothing does."""
-        sides = [((c, 2 * _SPACE[self.grid.ndim][axis] + end), wall.formula)
-                 for (c, axis, end), wall in self.walls.items() if wall.how == CALL and "u" in wall.formula.uses]
+        sides = [((c, 2 * _SPACE[self.grid.ndim][axis] + end), wall.formula, bool(wall.sees))
+                 for (c, axis, end), wall in self.walls.items() if wall.how == CALL and wall.of_field]
         return _value_class(tuple(sides))() if sides else None
 
     def _held(self, initial):
@@ -265,7 +289,7 @@ class Faces:
                 samples = 1 if wall.scale is None else len(wall.scale)
                 side = _with(side, value=np.zeros((samples, levels, cells)))
             elif wall.how == CALL:
-                side = _with(side, call=wall.formula.address())
+                side = _with(side, call=wall.formula.address(), sees=wall.sees)
             sides[key] = side
         sides = sides_of(sides, self.components, registers, [k for k in range(grid.ndim) if not grid.periodic[k]])
         return make_edges(grid.shape, grid.periodic, self.dtype, sides, components=self.components * registers,
@@ -286,22 +310,27 @@ class Faces:
 
 
 def _tabulated(wall, tables):
-    return wall.how == TABLE or (wall.how == CALL and tables and "u" not in wall.formula.uses)
+    return wall.how == TABLE or (wall.how == CALL and tables and not wall.of_field)
 
 
 @lru_cache(maxsize=64)
 def _value_class(sides):
-    """A class for `march_cuda`'s `values`: its `value` chooses the formula by component and side."""
-    lines = ["def value(p, c, side, t, x, y, z, u):"]
-    lines += [f"    if c == {c} and side == {side}:\n        return formula_{k}(t, x, y, z, u)"
-              for k, ((c, side), _) in enumerate(sides)]
-    scope = {f"formula_{k}": f.device for k, (_, f) in enumerate(sides)}
-    exec("\n".join([*lines, "    return 0.0"]), scope)
+    """A class for `march_cuda`'s `values`: its `value` and `seen` choose the formula by component and side."""
+    from fastdiff.expressions import ARGUMENTS, SEEN
+
+    lines, scope = [], {f"formula_{k}": f.device for k, (_, f, _) in enumerate(sides)}
+    for name, wanted, arguments in (("value", False, ARGUMENTS), ("seen", True, (*ARGUMENTS, *SEEN))):
+        given = ", ".join(arguments)
+        lines += [f"def {name}(p, c, side, {given}):"]
+        lines += [f"    if c == {c} and side == {side}:\n        return formula_{k}({given})"
+                  for k, ((c, side), _, sees) in enumerate(sides) if sees == wanted]
+        lines += ["    return 0.0"]
+    exec("\n".join(lines), scope)
 
     class Values(NamedTuple):
         """Boundary values that depend on u."""
 
-        value = staticmethod(scope["value"])
+        value, seen = staticmethod(scope["value"]), staticmethod(scope["seen"])
 
     return Values
 
@@ -318,11 +347,11 @@ def _stiffness(side: Side) -> float:
 
 
 def _places(grid, axis, end):
-    """Coordinates of a face, shaped to broadcast over it."""
+    """Coordinates of a face as x, y, z, shaped to broadcast over it."""
     others = [grid.points(k) for k in range(grid.ndim) if k != axis]
     mesh = iter(np.meshgrid(*others, indexing="ij", sparse=True))
     wall = np.float64((grid.low, grid.high)[end][axis])
-    return {name: wall if k == axis else next(mesh) for k, name in enumerate(grid.names)}
+    return {name: wall if k == axis else next(mesh) for k, name in zip(range(grid.ndim), "xyz")}
 
 
 def _tabulate(wall, grid, axis, end, times=None):
@@ -403,17 +432,51 @@ def _lower(grid, given, names, batch, dtype, diffusivity, u0, at_wall=None):
         label = label if len(names) == 1 else f"{names[c]}, {label}"
         D = None if diffusivity is None else diffusivity[:, c, axis]
         if isinstance(condition, Flux) and at_wall is not None:
-            wall = _flux_wall(condition, grid, axis, end, batch, label, np.asarray(at_wall(c, axis, end)))
+            wall = _flux_wall(condition, grid, axis, end, batch, label, np.asarray(at_wall(c, axis, end)), names, c)
         else:
-            wall = _wall(condition, grid, axis, end, batch, label, D)
+            wall = _wall(condition, grid, axis, end, batch, label, D, names, c)
         if wall.how == INITIAL and u0 is not None:
             value = np.take(u0[:, c], -end, axis + 1).reshape(batch, 1, -1).astype(dtype)
             wall = wall._replace(how=CONSTANT, side=_with(wall.side, value=value))
         walls[c, axis, end] = wall
+    _check_chains(walls)
     return Faces(grid, walls, len(names), batch, dtype)
 
 
-def _wall(condition, grid, axis, end, batch, label, D) -> Wall:
+def _check_chains(walls):
+    """Refuse held walls whose values wait for each other."""
+    for (_, axis, end), wall in walls.items():
+        for d, far in wall.sees if wall.side.kind == HOLD else ():
+            other = walls[d, axis, end ^ far]
+            if other.side.kind == HOLD and other.sees:
+                raise ValueError(f"the Dirichlet values at {wall.label} and {other.label} depend on one another's "
+                                 'wall: one of them must be of another kind, or the grid have centering="cells"')
+
+
+def value_formula(value, grid: Grid, names: tuple[str, ...], c: int):
+    """The formula of a boundary value of component `c` in t, x, y, z, u and w0, w1, ...; and what each w is.
+
+    These are pairs: the component, and whether at the wall opposite.
+    """
+    from fastdiff.expressions import SEEN, formula
+
+    places = dict(zip(grid.names, "xyz"))
+    own = {names[c]: "u"} if "u" in names else {names[c]: "u", "u": "u"}
+    others = {name: (d, False) for d, name in enumerate(names) if d != c}
+    others |= {f"{name}_far": (d, True) for d, name in enumerate(names)}
+    others |= {} if "u" in names else {"u_far": (c, True)}
+    others = {name: what for name, what in others.items() if name not in ("t", *places, *own)}
+    known = ("t", *grid.names, *own, *others)
+    plain = formula(value, known)
+    sees = [name for name in others if name in plain.uses]
+    if len(sees) > len(SEEN):
+        raise ValueError(f"a boundary value depends on at most {len(SEEN)} values of other components and walls, but "
+                         f"{plain.text!r} on {len(sees)}")
+    made = formula(value, known, {**places, **own, **dict(zip(sees, SEEN))})
+    return made, tuple(others[name] for name in sees)
+
+
+def _wall(condition, grid, axis, end, batch, label, D, names=("u",), c=0) -> Wall:
     kind, alpha, beta, gamma = _stencil(condition, grid.wall_spacing(axis, end), grid.centering, batch, label, D)
     value = condition._value()
     if value is None:
@@ -421,13 +484,12 @@ def _wall(condition, grid, axis, end, batch, label, D) -> Wall:
     if not (isinstance(value, str) or callable(value)):
         face = tuple(n for k, n in enumerate(grid.shape) if k != axis)
         return Wall(label, CONSTANT, Side(kind, alpha, beta, gamma, _face_array(value, face, batch, label)))
-    from fastdiff.expressions import formula
-
-    f = formula(value, ("t", *grid.names, "u"))
+    f, sees = value_formula(value, grid, names, c)
     if "u" in f.uses and isinstance(condition, Dirichlet):
-        raise ValueError(f"a Dirichlet value cannot depend on u, as {f.text!r} at {label} does: use Neumann or Robin")
-    wall = Wall(label, CALL, Side(kind, alpha, beta, gamma), f)
-    if "u" in f.uses or ("t" in f.uses and len(f.uses) > 1):
+        raise ValueError(f"a Dirichlet value cannot depend on {names[c]}, as {f.text!r} at {label} does: use Neumann "
+                         "or Robin")
+    wall = Wall(label, CALL, Side(kind, alpha, beta, gamma), f, sees=sees)
+    if wall.of_field or ("t" in f.uses and len(f.uses) > 1):
         return wall
     if "t" in f.uses:
         return wall._replace(how=TABLE)
@@ -435,18 +497,18 @@ def _wall(condition, grid, axis, end, batch, label, D) -> Wall:
     return wall._replace(how=CONSTANT, side=side)
 
 
-def _flux_wall(condition, grid, axis, end, batch, label, D) -> Wall:
+def _flux_wall(condition, grid, axis, end, batch, label, D, names, c) -> Wall:
     """A flux where D varies, (batch or 1, *face): at each cell of the face the Neumann condition du/dn = -q/D."""
     if not np.all(D > 0):
         raise ValueError(f"the flux at {label} needs a positive diffusivity on that wall")
     face = [n for k, n in enumerate(grid.shape) if k != axis]
     scale = -1.0 / np.broadcast_to(D, (len(D), *face)).reshape(len(D), 1, -1)
-    wall = _wall(Neumann(condition.q), grid, axis, end, batch, label, None)
+    wall = _wall(Neumann(condition.q), grid, axis, end, batch, label, None, names, c)
     if wall.formula is None or wall.how == CONSTANT:
         return wall._replace(side=_with(wall.side, value=np.asarray(wall.side.value) * scale))
-    if "u" in wall.formula.uses:
-        raise ValueError(f"the flux at {label} depends on u, which needs a diffusivity that does not vary in space: "
-                         "write it as Neumann")
+    if wall.of_field:
+        raise ValueError(f"the flux at {label} depends on u (or other walls), which needs a diffusivity that does "
+                         "not vary in space: write it as Neumann")
     return wall._replace(how=CALL, scale=scale)
 
 
@@ -501,4 +563,5 @@ def _face_array(value, face, batch, label):
     return whole.reshape(whole.shape[0], 1, -1)
 
 
-__all__ = ["CONDITIONS", "Condition", "Dirichlet", "Faces", "Flux", "Neumann", "Robin", "conditions", "lower"]
+__all__ = ["CONDITIONS", "Condition", "Dirichlet", "Faces", "Flux", "Neumann", "Robin", "conditions", "lower",
+           "value_formula"]

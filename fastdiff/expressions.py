@@ -4,6 +4,9 @@ An expression is read, never run: its syntax tree may hold numbers, known names,
 first time it is used, SymPy simplifies it and writes two Python functions, one for NumPy arrays and one for a C
 function of (t, x, y, z, u), into a module of its own in the cache folder. The module and what Numba compiles from it
 stay there, so the next process imports no SymPy and compiles nothing.
+
+A formula may call its arguments by other names (`renamed`). One that uses w0 to w7, what a wall sees of other
+components and of the wall opposite, becomes a C function of (t, x, y, z, u, w0, ..., w7).
 """
 
 import ast
@@ -14,7 +17,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +28,7 @@ import numpy as np
 from fastdiff.kernels._jit import cache_root
 
 ARGUMENTS = ("t", "x", "y", "z", "u")
+SEEN = tuple(f"w{k}" for k in range(8))
 CONSTANTS = {"pi": math.pi, "E": math.e}
 _LONGEST = 4000
 
@@ -36,22 +40,31 @@ FUNCTIONS: dict[str, tuple[int, int, Callable[..., Any], str]] = {
     "abs": (1, 1, abs, "Abs"), "Abs": (1, 1, abs, "Abs"),
     "Heaviside": (1, 1, lambda v: float(np.heaviside(v, 0.5)), "Heaviside"),
     "step": (1, 1, lambda v: float(np.heaviside(v, 0.5)), "Heaviside"),
+    "erf": (1, 1, math.erf, "erf"), "sigmoid": (1, 1, lambda v: 1 / (1 + math.exp(-v)), "sigmoid"),
+    "cbrt": (1, 1, lambda v: math.copysign(abs(v) ** (1 / 3), v), "cbrt"),
+    "sign": (1, 1, lambda v: float((v > 0) - (v < 0)), "sign"),
+    "where": (3, 3, lambda d, a, b: a if d > 0 else b, "choose"),
     "Min": (2, 8, min, "Min"), "min": (2, 8, min, "Min"), "Max": (2, 8, max, "Max"), "max": (2, 8, max, "Max"),
 }
+_COMPARED = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 _BINARY = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 
 
-def formula(value: str | Callable, known: Iterable[str] = ARGUMENTS) -> "Expression | Function":
-    """The formula that a string or a Python function stands for; `known` names what it may depend on."""
-    known = tuple(known)
+def formula(value: str | Callable, known: Iterable[str] = ARGUMENTS,
+            renamed: Mapping[str, str] | None = None) -> "Expression | Function":
+    """The formula that a string or a Python function stands for; `known` names what it may depend on.
+
+    `renamed` gives names of `known` the names by which arguments are meant: those in `uses`, `host` and `address`.
+    """
+    known, new = tuple(known), tuple((renamed or {}).items())
     if isinstance(value, str):
-        return _expression(value, known)
+        return _expression(value, known, new)
     try:
-        return _function(value, known)
+        return _function(value, known, new)
     except TypeError as error:
         if "unhashable" not in str(error):
             raise
-        return Function(value, known)
+        return Function(value, known, new)
 
 
 # -- expressions -----------------------------------------------------------------------------------------------------
@@ -64,9 +77,10 @@ class Expression:
     uses   the names it depends on
     """
 
-    def __init__(self, text: str, known: tuple[str, ...] = ARGUMENTS):
-        self.text, self.known = text, tuple(known)
-        self._tree = _read(text, self.known)
+    def __init__(self, text: str, known: tuple[str, ...] = ARGUMENTS, renamed: tuple = ()):
+        self.text, new = text, dict(renamed)
+        self._tree = _renamed(_read(text, tuple(known)), new)
+        self.known = known = tuple(dict.fromkeys(new.get(name, name) for name in known))
         self.uses = frozenset(node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name)) & set(known)
 
     def __repr__(self):
@@ -83,8 +97,13 @@ class Expression:
             return self._module.host(**{name: values[name] for name in self.uses})
 
     def address(self) -> int:
-        """Address of a C function `double f(double t, double x, double y, double z, double u)`."""
+        """Address of a C function `double f(double t, double x, double y, double z, double u)`, see `arguments`."""
         return int(self._compiled.address)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Those of the C function."""
+        return (*ARGUMENTS, *SEEN) if self.uses & set(SEEN) else ARGUMENTS
 
     @cached_property
     def device(self):
@@ -95,9 +114,10 @@ class Expression:
 
     @cached_property
     def _compiled(self) -> Any:
-        if not self.uses <= set(ARGUMENTS):
+        if not self.uses <= {*ARGUMENTS, *SEEN}:
             raise ValueError(f"{self.text!r} depends on more than {', '.join(ARGUMENTS)}")
-        return _c_function(self._module.scalar, keep=getattr(self._module, "__file__", None) is not None)
+        return _c_function(self._module.scalar, len(self.arguments),
+                           keep=getattr(self._module, "__file__", None) is not None)
 
     @cached_property
     def _module(self) -> ModuleType:
@@ -121,7 +141,7 @@ class Expression:
             parts = [self._build(node.left), self._build(node.right)]
             name = _BINARY[type(node.op)]
         else:
-            parts, name = [self._build(part) for part in node.args], node.func.id
+            parts, name = [self._build(part) for part in _parts(node)], node.func.id
         if all(isinstance(part, int | float) for part in parts):
             return self._number(name, parts)
         return self._combined(name, parts)
@@ -142,7 +162,7 @@ class Expression:
         if isinstance(node, ast.BinOp):
             parts, name = [self._folded(node.left), self._folded(node.right)], _BINARY[type(node.op)]
         else:
-            parts, name = [self._folded(part) for part in node.args], node.func.id
+            parts, name = [self._folded(part) for part in _parts(node)], node.func.id
         if name == "/" and parts[1] == 0:
             raise ValueError(f"{self.text!r} divides by 0, which is not a finite real number")
         return None if None in parts else self._number(name, parts)
@@ -169,7 +189,8 @@ class Expression:
             return _symbolic(base) ** _symbolic(power)
         a, *rest = (_symbolic(part) for part in parts)
         if name in FUNCTIONS:
-            return getattr(sympy, FUNCTIONS[name][3])(a, *rest)
+            own = functions().get(FUNCTIONS[name][3])
+            return (own or getattr(sympy, FUNCTIONS[name][3]))(a, *rest)
         if name == "/":
             if parts[1] == 0:
                 raise ValueError(f"{self.text!r} divides by 0")
@@ -178,8 +199,59 @@ class Expression:
 
 
 @cache  # a compiled formula must outlive every march that calls it
-def _expression(text, known):
-    return Expression(text, known)
+def _expression(text, known, renamed):
+    return Expression(text, known, renamed)
+
+
+def _renamed(tree, new):
+    class Rename(ast.NodeTransformer):
+        def visit_Name(self, node):
+            return ast.Name(new.get(node.id, node.id), node.ctx)
+
+    return Rename().visit(tree) if new else tree
+
+
+def _parts(call: ast.Call) -> list:
+    """The arguments of a call; where(p < q, a, b) becomes where(q - p, a, b): a where that is positive."""
+    if call.func.id != "where":  # type: ignore[attr-defined]
+        return call.args
+    test, a, b = call.args
+    p, q, sign = test.left, test.comparators[0], _COMPARED[type(test.ops[0])]  # type: ignore[attr-defined]
+    low, high = (p, q) if sign in ("<", ">=") else (q, p)
+    return [ast.BinOp(high, ast.Sub(), low), *((a, b) if sign in ("<", ">") else (b, a))]
+
+
+@cache
+def functions() -> dict[str, Any]:
+    """Functions of real numbers that SymPy lacks, or has for complex numbers."""
+    import sympy
+
+    class sigmoid(sympy.Function):
+        """1 / (1 + exp(-x))."""
+
+        is_real, nargs = True, 1
+
+        def fdiff(self, argindex=1):
+            return self * (1 - self)
+
+    class cbrt(sympy.Function):
+        """The real cube root."""
+
+        is_real, nargs = True, 1
+
+        def fdiff(self, argindex=1):
+            return 1 / (3 * self**2)
+
+    class choose(sympy.Function):
+        """The second argument where the first is positive, else the third."""
+
+        is_real, nargs = True, 3
+
+        def fdiff(self, argindex=1):
+            d = self.args[0]
+            return sympy.Integer(0) if argindex == 1 else choose(d, *((1, 0) if argindex == 2 else (0, 1)))
+
+    return {"sigmoid": sigmoid, "cbrt": cbrt, "choose": choose, "sign": lambda x: 2 * sympy.Heaviside(x) - 1}
 
 
 def _symbolic(value):
@@ -239,7 +311,14 @@ def _check_call(node, text, known):
         given = len(node.args) + len(node.keywords)
         raise ValueError(f"{name} in {text!r} takes {count} argument{'s' * (most > 1)}, not {given}; known: "
                          f"{_known(known)}")
-    for part in node.args:
+    args = node.args
+    if name == "where":
+        test, *args = node.args
+        if not (isinstance(test, ast.Compare) and len(test.ops) == 1 and type(test.ops[0]) in _COMPARED):
+            raise ValueError(f"where in {text!r} asks one question of two numbers, as in where(x < 0.5, 1, 2), not "
+                             f"{_shown(test)!r}; known: comparisons {' '.join(_COMPARED.values())}")
+        args = [test.left, test.comparators[0], *args]
+    for part in args:
         _check(part, text, known)
 
 
@@ -269,9 +348,22 @@ def _write(expression, names, text) -> str:
             v = self._print(e.args[0])
             return f"(0.0 if ({v}) < 0 else 1.0 if ({v}) > 0 else 0.5 + 0*({v}))"
 
+        def _print_sigmoid(self, e):
+            return f"(1.0/(1.0 + math.exp(-({self._print(e.args[0])}))))"
+
+        def _print_cbrt(self, e):
+            v = self._print(e.args[0])
+            return f"math.copysign(abs({v})**(1.0/3.0), {v})"
+
+        def _print_choose(self, e):
+            d, a, b = map(self._print, e.args)
+            return f"(0.0 + ({a}) if ({d}) > 0 else 0.0 + ({b}))"
+
     common, (result,) = sympy.cse([expression], symbols=sympy.numbered_symbols("part_"))
     lines = ['"""A formula, written by fastdiff."""', "", "import math", "", "import numpy"]
-    for name, arguments, printer in (("host", names, numpy_printer()), ("scalar", ARGUMENTS, Scalar())):
+    lines += ["import scipy.special"] if expression.has(sympy.erf) else []
+    wanted = (*ARGUMENTS, *SEEN) if set(names) & set(SEEN) else ARGUMENTS
+    for name, arguments, printer in (("host", names, numpy_printer()), ("scalar", wanted, Scalar())):
         lines += ["", "", f"def {name}({', '.join(arguments)}):"]
         lines += [f"    {symbol} = {printer.doprint(part)}" for symbol, part in common]
         lines += [f"    return 0.0 + {printer.doprint(result)}"]
@@ -291,6 +383,19 @@ def numpy_printer() -> Any:
 
         def _print_Heaviside(self, e):
             return f"numpy.heaviside({self._print(e.args[0])}, 0.5)"
+
+        def _print_erf(self, e):
+            return f"scipy.special.erf({self._print(e.args[0])})"
+
+        def _print_sigmoid(self, e):
+            return f"(1.0/(1.0 + numpy.exp(-({self._print(e.args[0])}))))"
+
+        def _print_cbrt(self, e):
+            return f"numpy.cbrt({self._print(e.args[0])})"
+
+        def _print_choose(self, e):
+            d, a, b = map(self._print, e.args)
+            return f"numpy.where(({d}) > 0, {a}, {b})"
 
     return Host()
 
@@ -371,10 +476,10 @@ def _replace(file: Path, source: str):
         raise
 
 
-def _c_function(function, keep: bool):
+def _c_function(function, arguments: int, keep: bool):
     import numba
 
-    signature = numba.float64(*[numba.float64] * 5)
+    signature = numba.float64(*[numba.float64] * arguments)
     try:
         return numba.cfunc(signature, cache=keep, error_model="numpy", nogil=True)(function)
     except RuntimeError as error:
@@ -389,18 +494,20 @@ def _c_function(function, keep: bool):
 class Function:
     """A formula given as a Python function, whose argument names say what it depends on."""
 
-    def __init__(self, function: Callable, known: tuple[str, ...] = ARGUMENTS):
+    def __init__(self, function: Callable, known: tuple[str, ...] = ARGUMENTS, renamed: tuple = ()):
         self.text = getattr(function, "__name__", type(function).__name__)
         self.known, self._given = tuple(known), function
         self._python = getattr(function, "py_func", function)
-        self.uses = frozenset(_arguments(self._python, self.known, self.text))
+        new = dict(renamed)
+        self._names = {new.get(name, name): name for name in _arguments(self._python, self.known, self.text)}
+        self.uses = frozenset(self._names)
 
     def __repr__(self):
         return f"Function({self.text})"
 
     def host(self, **values):
         """Its value for numbers and NumPy arrays, given by name; called for each entry if it does not take arrays."""
-        values = {name: values[name] for name in self.uses}
+        values = {name: values[meant] for meant, name in self._names.items()}
         shape = np.broadcast_shapes(*map(np.shape, values.values()))
         try:
             with np.errstate(all="ignore"):
@@ -419,8 +526,13 @@ class Function:
         return np.array(results).reshape(shape)
 
     def address(self) -> int:
-        """Address of a C function `double f(double t, double x, double y, double z, double u)`."""
+        """Address of a C function `double f(double t, double x, double y, double z, double u)`, see `arguments`."""
         return int(self._compiled.address)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Those of the C function."""
+        return (*ARGUMENTS, *SEEN) if self.uses & set(SEEN) else ARGUMENTS
 
     @cached_property
     def _compiled(self) -> Any:
@@ -428,9 +540,9 @@ class Function:
 
         try:
             given = self._given if hasattr(self._given, "py_func") else numba.njit(error_model="numpy")(self._given)
-            return _c_function(self._calling(given), keep=False)
+            return _c_function(self._calling(given), len(self.arguments), keep=False)
         except Exception as error:
-            names = ", ".join(name for name in ARGUMENTS if name in self.uses)
+            names = ", ".join(self._names.values())
             why = f"{self.text} depends on {names} and must be compiled, which failed: {_first_line(error)}"
             raise ValueError(f"{why}; write it as an expression or in Numba-compatible code") from error
 
@@ -442,13 +554,13 @@ class Function:
         return register_jitable(self._calling(register_jitable(self._python)))
 
     def _calling(self, given):
-        names = ", ".join(f"{name}={name}" for name in ARGUMENTS if name in self.uses)
-        return eval(f"lambda {', '.join(ARGUMENTS)}: float(given({names}))", {"given": given, "float": float})
+        names = ", ".join(f"{name}={meant}" for meant, name in self._names.items())
+        return eval(f"lambda {', '.join(self.arguments)}: float(given({names}))", {"given": given, "float": float})
 
 
 @cache
-def _function(function, known):
-    return Function(function, known)
+def _function(function, known, renamed):
+    return Function(function, known, renamed)
 
 
 def _first_line(error) -> str:

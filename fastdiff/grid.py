@@ -133,8 +133,8 @@ class Grid:
         """Distance between neighbouring points along each axis."""
         if not self.plain:
             what = f"{self.geometry} grid" if self.lines is None else "graded grid"
-            raise ValueError(f"this needs a Cartesian grid with equal spacing, not a {what}; fd.Heat and "
-                             "fd.AdvectionDiffusion solve on both")
+            raise ValueError(f"this needs a Cartesian grid with equal spacing, not a {what}; fd.Heat, "
+                             "fd.AdvectionDiffusion and fd.ReactionDiffusion solve on both")
         return self.mean_spacing
 
     @cached_property

@@ -15,7 +15,7 @@ from fastdiff.solution import Solution
 from fastdiff.state import State, first_bad, first_not_finite, read
 from fastdiff.steppers import METHODS as MARCHING
 from fastdiff.steppers._adapt import Controller, Richardson
-from fastdiff.steppers._base import DOUBLING, EMBEDDED, LIMIT, chunks, steps_between
+from fastdiff.steppers._base import DOUBLING, EMBEDDED, LIMIT, check_device, chunks, steps_between
 from fastdiff.steppers.auto import DEFAULT_RTOL, has_lines
 from fastdiff.steppers.auto import choose as cheapest
 
@@ -76,7 +76,8 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
               is complete. u of the Solution then is the open file's; Solution.load reads it, too
 
     Returns a Solution with t (T,), u (T, [C,] *grid) or (batch, T, [C,] *grid), final (like u0; if there is one frame
-    alone, it shares u's memory), and stats: method, why, steps, dt, seconds, compile_seconds, cell_updates_per_second, error_estimate.
+    alone, it shares u's memory), and stats: method, why, steps, dt, seconds, compile_seconds, cell_updates_per_second,
+    error_estimate.
 
     Raises ValueError for input that cannot be solved (it says what to do), Unstable (a ValueError) for a step beyond
     the stability limit, Diverged for a field that becomes NaN or infinite.
@@ -86,15 +87,15 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
     if not isinstance(grid, Grid):
         raise TypeError(f"grid is an fd.Grid, not {type(grid).__name__}: fd.solve(equation, u0, grid, ...)")
     check_equation(equation)
+    if method != "auto":
+        check_device(method, method in MARCHING and MARCHING[method].gpu, u0, device)
     boundary, anti = antiperiodic.split(boundary, grid)
-    if anti:
-        options = dict(t_end=t_end, save_at=save_at, method=method, dt=dt, rtol=rtol, device=device, threads=threads,
-                       progress=progress, callback=callback, stop=stop, look_every=look_every, save_to=save_to)
-        return antiperiodic.solve(solve, equation, u0, grid, anti, boundary, options)
-    state = read(u0, grid, equation.names, samples(equation, grid), device)
+    fold = antiperiodic.Fold(grid, anti, type(equation).__name__) if anti else None
+    grid = grid if fold is None else fold.whole
+    state = read(u0 if fold is None else fold.opened(u0), grid, equation.names, samples(equation, grid), device)
     _check_rtol(rtol, state)
     times, hidden = _times(t_end, save_at)
-    plan = watch.plan(times, hidden, callback, stop, look_every, save_to)
+    plan = watch.plan(times, hidden, callback, stop, look_every, save_to, fold)
     times = times if plan is None else plan.times
     problem = _Problem(equation, state, grid, boundary, times, hidden, threads, rtol, plan, [])
     try:
@@ -181,7 +182,8 @@ def _choose(problem, method):
         return "spectral", "constant coefficients and boundaries: exact in time, one transform a frame"
     rtol = DEFAULT_RTOL if problem.rtol is None else problem.rtol
     run = _run(problem, MARCHING["euler"])
-    linear = problem.state.backend == "cpu" and not run.faces.nonlinear and has_lines(problem.equation, problem.grid)
+    plain = problem.state.backend == "cpu" and not run.faces.nonlinear and not run.faces.seeing
+    linear = plain and has_lines(problem.equation, problem.grid)
     name, why = cheapest(run, linear, problem.times, rtol)
     if problem.plan is not None and problem.plan.watchers and MARCHING[name].control == DOUBLING:
         name, why = "rkl2", "callback and stop see a run that goes through time once"
@@ -191,7 +193,7 @@ def _choose(problem, method):
 def _not_spectral(problem):
     """Why the spectral method does not apply, or None."""
     if not isinstance(problem.equation, Heat):
-        return "the equation is more than diffusion"
+        return "there is more than diffusion"
     if not problem.equation.constant(problem.grid):
         return "a coefficient, the spacing or a source varies in space"
     from fastdiff.steppers import spectral
@@ -239,7 +241,8 @@ def _spectral(problem, symbol="exact"):
     if problem.state.backend != "cpu":
         raise ValueError('method="spectral" runs on the CPU: pass u0.cpu()')
     if not isinstance(problem.equation, Heat) or not problem.equation.constant(problem.grid):
-        why = (f"{type(problem.equation).__name__} is nonlinear" if not isinstance(problem.equation, Heat) else
+        name = type(problem.equation).__name__
+        why = (f"{name} is more than diffusion" if not isinstance(problem.equation, Heat) else
                "a coefficient, the spacing or a source varies in space")
         raise ValueError(f'method="spectral" needs constant coefficients: {why}, use method="euler"')
     frames = _frames(problem)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fastdiff import antiperiodic
 from fastdiff.boundary import conditions
 from fastdiff.equations._base import samples
 from fastdiff.grid import Grid
@@ -30,17 +31,20 @@ class Stepper:
         if not (np.isfinite(dt) and dt > 0):
             raise ValueError(f"dt must be positive, not {dt!r}")
         check_threads(threads)
+        boundary, anti = antiperiodic.split(boundary, grid)
         self.equation, self.grid, self.dt, self.boundary, self.threads = equation, grid, float(dt), boundary, threads
+        self._fold = antiperiodic.Fold(grid, anti, type(equation).__name__) if anti else None
+        self._whole = grid if self._fold is None else self._fold.whole
         self._runs: dict = {}
         conditions(boundary, grid, equation.names)
-        limit = equation.stable_dt(grid) * self.method.reach
+        limit = equation.stable_dt(self._whole) * self.method.reach
         if dt > limit * (1 + 1e-9):  # the walls are looked at when the batch is known
             raise unstable(dt, limit, method)
 
     def _run(self, batch, dtype) -> Run:
         key = batch, str(dtype).removeprefix("torch.")
         if key not in self._runs:
-            run = self.method.run(self.method, self.equation, self.grid, self.boundary, *key, threads=self.threads)
+            run = self.method.run(self.method, self.equation, self._whole, self.boundary, *key, threads=self.threads)
             run.check(self.dt)
             self._runs[key] = run
         return self._runs[key]
@@ -49,14 +53,18 @@ class Stepper:
         return self._many(u, 1, t)
 
     def _many(self, u, steps, t):
+        self.method.check_device(u)
         state = read(u, self.grid, self.equation.names, samples(self.equation, self.grid))
         new = self._advance(state, state.data, steps, t, state.data)
         return state.back(new.reshape(state.shape))
 
     def _advance(self, state, u, steps, t, initial):
-        run = self._run(state.batch, u.dtype)
+        run, fold = self._run(state.batch, u.dtype), self._fold
+        if fold is not None:
+            u, initial = fold.opened(u), fold.opened(initial)
         held = _host(initial) if run.faces.needs_initial else None
-        return run.newest(run.advance(run.load(u), t, self.dt, steps, initial=held))
+        new = run.newest(run.advance(run.load(u), t, self.dt, steps, initial=held))
+        return new if fold is None else fold.closed(new)
 
 
 def _host(u):

@@ -70,11 +70,12 @@ class Plan(NamedTuple):
     watchers: tuple[tuple[str, Callable], ...]
     path: Path | None
     started: float
+    fold: Any = None  # antiperiodic.Fold, if a doubled grid is solved on
 
 
-def plan(times, hidden, callback, stop, look_every, save_to) -> Plan | None:
-    """The plan of a run, or None if nobody watches and frames stay in memory."""
-    if callback is None and stop is None and look_every is None and save_to is None:
+def plan(times, hidden, callback, stop, look_every, save_to, fold=None) -> Plan | None:
+    """The plan of a run, or None if nobody watches and frames stay in memory, as they are solved."""
+    if callback is None and stop is None and look_every is None and save_to is None and fold is None:
         return None
     watchers = _watchers(callback, stop)
     if look_every is not None and not watchers:
@@ -86,7 +87,7 @@ def plan(times, hidden, callback, stop, look_every, save_to) -> Plan | None:
     path = None if save_to is None else Path(save_to)
     if path is not None:
         begin_file(path, check_only=True)
-    return Plan(times, kept, watchers, path, perf_counter())
+    return Plan(times, kept, watchers, path, perf_counter(), fold)
 
 
 def _watchers(callback, stop):
@@ -126,6 +127,10 @@ class Sink:
     """
 
     def __init__(self, plan: Plan, state, names, grid):
+        if plan.fold is not None:
+            grid, half = plan.fold.grid, plan.fold.closed(state.data)
+            shape = (*state.shape[: len(state.shape) - grid.ndim], *grid.shape)
+            state = state._replace(data=half, shape=shape)
         self.plan, self.state, self.names, self.grid = plan, state, names, grid
         self.view = SimpleNamespace(seconds=0.0, looks=0, frames=0)
         self.t: list[float] = []
@@ -166,6 +171,7 @@ class Sink:
     def put(self, n: int, u) -> bool:
         """Take frame `n`; whether to stop."""
         t = float(self.plan.times[n])
+        u = u if self.plan.fold is None else self.plan.fold.closed(u)
         self.last = u
         if self.plan.kept[n]:
             self._keep(n, t, u)

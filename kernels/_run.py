@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastdiff.kernels._edges import ABSENT, BOUNDED, make_edges
+from fastdiff.kernels._edges import ABSENT, BOUNDED, is_seeing, make_edges
 from fastdiff.kernels._fields import Cells, lowered
 from fastdiff.kernels._jit import tell_apart
 from fastdiff.kernels._march import (
@@ -155,7 +155,7 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
         out[...] = u
         return out
     shape = space_of(u.shape)
-    if near_of(rule) != "star":
+    if near_of(rule) != "star" or is_seeing(edges):
         return march_wide(rule, u, edges, steps, step, out, threads or default_threads(), shape)
     kinds = tuple(edges.ints[:3].tolist())
     threads = default_threads() if threads is None else threads

@@ -3,7 +3,8 @@
 A rule class says how far it looks with `near`; the `u` of its `change` then has more fields:
 
     near        u has                                        for
-    "star"      c, m0, p0, m1, p1, m2, p2                     the blocked schedules of `_march.py`
+    "star"      c, m0, p0, m1, p1, m2, p2                     the blocked schedules of `_march.py`; here only where a
+                                                              wall sees other components or the wall opposite
     "star2"     and mm0, pp0, ...: two cells away              4th order, upwind of 2nd and 3rd order
     "star3"     and mmm0, ppp0, ...: three cells away          6th order
     "box"       and m0m1, m0p1, p0m1, ...: the diagonals of    mixed derivatives
@@ -25,6 +26,9 @@ continues it by reflection, where u0, u1, ... are the cells inside:
 For constant values, derivatives or fluxes on a wall the solution of the heat equation is its own reflection, so orders
 4 and 6 hold up to the wall; for values that change in time the wall is of second order. Where axes meet, the ghosts of
 axis 2 are continued along axis 1, those along axis 0. A held side takes its earlier axis, as everywhere.
+
+What a wall sees is looked up when the whole level is there. Where it is the wall opposite along axis 0, which another
+slab holds, a sample is one slab.
 """
 
 from typing import Any, NamedTuple
@@ -44,6 +48,10 @@ from fastdiff.kernels._edges import (
     PERIODIC,
     _face_values,
     edge_value,
+    is_seeing,
+    seeing_value,
+    seen_at,
+    views_of,
 )
 from fastdiff.kernels._fields import lowered
 from fastdiff.kernels._jit import (
@@ -61,7 +69,7 @@ from fastdiff.kernels._jit import (
     restrict_dst,
     wide_vectors,
 )
-from fastdiff.kernels._march import LANES, At, cell, components_of, hold_rows, sample_of
+from fastdiff.kernels._march import LANES, At, Star, cell, components_of, hold_rows, sample_of
 
 
 def _star_fields(reach):
@@ -82,14 +90,14 @@ def _box_fields():
     return names
 
 
-FIELDS = {"star2": _star_fields(2), "star3": _star_fields(3), "box": _box_fields(),
+FIELDS = {"star": _star_fields(1), "star2": _star_fields(2), "star3": _star_fields(3), "box": _box_fields(),
           "disc": {**_star_fields(2), **_box_fields()}}
-REACH = {"star2": 2, "star3": 3, "box": 1, "disc": 2}
+REACH = {"star": 1, "star2": 2, "star3": 3, "box": 1, "disc": 2}
 Star2 = NamedTuple("Star2", [(name, Any) for name in FIELDS["star2"]])
 Star3 = NamedTuple("Star3", [(name, Any) for name in FIELDS["star3"]])
 Box = NamedTuple("Box", [(name, Any) for name in FIELDS["box"]])
 Disc = NamedTuple("Disc", [(name, Any) for name in FIELDS["disc"]])
-NEAR = {"star2": Star2, "star3": Star3, "box": Box, "disc": Disc}
+NEAR = {"star": Star, "star2": Star2, "star3": Star3, "box": Box, "disc": Disc}
 
 
 def near_of(rule) -> str:
@@ -147,13 +155,14 @@ def _update_wide(p, dst, d, cs, src, rows, pitch, lo, hi, step, i0, i1, origin):
 
 @inner
 def ghost_cells(e, b, c, side, buf, edge, step_in, k_first, count, along, reach, n, step, i0, i1, i2, d0, d1, d2, n1,
-                n2):
+                n2, cs):
     """The ghosts beyond one side, for `count` cells of its face.
 
     The first cell of the face is at offset `edge` in `buf`, the next `along` further; inwards cells are `step_in`
     apart. (i0, i1, i2) is the place of the first cell and (d0, d1, d2) the way to the next; beyond the face it stays.
     """
     keep_apart()
+    sees = seen_at(e, c, side)
     k = HEAD + (c * 6 + side) * ITEMS
     held = e.ints[k] == HOLD
     at = e.ints[k + COEF] + e.ints[k + COEF_PER_SAMPLE] * b
@@ -167,7 +176,10 @@ def ghost_cells(e, b, c, side, buf, edge, step_in, k_first, count, along, reach,
             p1, p2 = min(max(i1 + m * d1, 0), limit1), min(max(i2 + m * d2, 0), limit2)
             p0 = i0 + m * d0
             face = p0 * n1 + p1 if side >= 4 else (p0 if side >= 2 else p1) * n2 + p2
-            g = edge_value(e, b, c, side, step, p0, p1, p2, face, u0, u1)
+            if sees:
+                g = seeing_value(e, sees, c, side, step, p0, p1, p2, buf, o, cs, step_in, n)
+            else:
+                g = edge_value(e, b, c, side, step, p0, p1, p2, face, u0, u1)
             first = gamma * g + beta * u1 + alpha * u0
         for j in range(1, reach + 1):
             here, before = buf[o + step_in * min(j, n - 1)], buf[o + step_in * min(j - 1, n - 1)]
@@ -209,6 +221,8 @@ def dress(e, b, C, buf, base, cs, plane, pitch, h0, h1, i0, i1, reach, step, n0,
                         buf[row + c * cs + z] = edge_value(e, b, c, 4 + end, step, i, j, z, i * n1 + j, e.reals[0],
                                                            e.reals[0])
             hold_rows(e, b, C, buf, row, cs, i0 - i0, n2, step, i, j, i0 - i0, n0, n1, n2)
+    if len(e.ints) > HEAD + e.ints[7] * 6 * ITEMS:
+        hold_seeing(e, C, buf, base + h0 * plane + h1 * pitch + LANES, cs, plane, pitch, i0, i1, step, n0, n1, n2)
     if not ghosts:
         return
     one, none = np.int64(1), i0 - i0
@@ -220,18 +234,18 @@ def dress(e, b, C, buf, base, cs, plane, pitch, h0, h1, i0, i1, reach, step, n0,
                 wrap_cells(buf, rows, one, n1, pitch, reach, n2)
             elif e.ints[2] == BOUNDED:
                 ghost_cells(e, b, c, 4, buf, rows, one, none, n1, pitch, reach, n2, step, i, none, none, none, one,
-                            none, n1, n2)
+                            none, n1, n2, cs)
                 ghost_cells(e, b, c, 5, buf, rows + n2 - 1, -one, none, n1, pitch, reach, n2, step, i, none, n2 - 1,
-                            none, one, none, n1, n2)
+                            none, one, none, n1, n2, cs)
             wide = n2 + 2 * reach if e.ints[2] != ABSENT else n2
             start = -reach if e.ints[2] != ABSENT else none
             if e.ints[1] == PERIODIC:
                 wrap_cells(buf, rows + start, pitch, wide, one, reach, n1)
             elif e.ints[1] == BOUNDED:
                 ghost_cells(e, b, c, 2, buf, rows + start, pitch, start, wide, one, reach, n1, step, i, none, none,
-                            none, none, one, n1, n2)
+                            none, none, one, n1, n2, cs)
                 ghost_cells(e, b, c, 3, buf, rows + start + (n1 - 1) * pitch, -pitch, start, wide, one, reach, n1, step,
-                            i, n1 - 1, none, none, none, one, n1, n2)
+                            i, n1 - 1, none, none, none, one, n1, n2, cs)
         if e.ints[0] == BOUNDED:
             for j in range(-h1, n1 + h1):
                 row = corner + h0 * plane + (j + h1) * pitch
@@ -239,10 +253,41 @@ def dress(e, b, C, buf, base, cs, plane, pitch, h0, h1, i0, i1, reach, step, n0,
                 start = -reach if e.ints[2] != ABSENT else none
                 if i0 == 0:
                     ghost_cells(e, b, c, 0, buf, row + start, plane, start, wide, one, reach, n0, step, none, j, none,
-                                none, none, one, n1, n2)
+                                none, none, one, n1, n2, cs)
                 if i1 == n0:
                     ghost_cells(e, b, c, 1, buf, row + start + (n0 - 1) * plane, -plane, start, wide, one, reach, n0,
-                                step, n0 - 1, j, none, none, none, one, n1, n2)
+                                step, n0 - 1, j, none, none, none, one, n1, n2, cs)
+
+
+@inner
+def holder(e, c, i0, i1, i2, n0, n1, n2):
+    """The side that holds a cell, -1: none; of several that of the earliest axis."""
+    k = HEAD + c * 6 * ITEMS
+    for side in range(6):
+        i, n = (i0, n0) if side < 2 else ((i1, n1) if side < 4 else (i2, n2))
+        if e.ints[side >> 1] == BOUNDED and i == (n - 1) * (side & 1) and e.ints[k + side * ITEMS] == HOLD:
+            return side
+    return -1
+
+
+@inner
+def hold_seeing(e, C, buf, base, cs, plane, pitch, i0, i1, step, n0, n1, n2):
+    """The held cells of planes i0:i1 whose values depend on other components or on the wall opposite."""
+    keep_apart()
+    for c in range(C):
+        for side in range(6):
+            sees = seen_at(e, c, side)
+            if sees == 0 or e.ints[HEAD + (c * 6 + side) * ITEMS] != HOLD:
+                continue
+            a, z = side >> 1, side & 1
+            n, along = (n0, plane) if a == 0 else ((n1, pitch) if a == 1 else (n2, np.int64(1)))
+            inward = -along if z else along
+            for i in range(max(i0, z * (n0 - 1)), min(i1, n0 if z else 1)) if a == 0 else range(i0, i1):
+                for j in range(z * (n1 - 1), n1 if z else 1) if a == 1 else range(n1):
+                    for k in range(z * (n2 - 1), n2 if z else 1) if a == 2 else range(n2):
+                        if holder(e, c, i, j, k, n0, n1, n2) == side:
+                            o = base + c * cs + i * plane + j * pitch + k
+                            buf[o] = seeing_value(e, sees, c, side, step, i, j, k, buf, o, cs, inward, n)
 
 
 @inner
@@ -333,6 +378,8 @@ def march_wide(rule, u, edges, steps, step, out, threads, space):
     pitch = (LANES + n2 + reach + LANES - 1) // LANES * LANES
     memory = np.zeros(2 * B * C * planes * rows * pitch + LANES, u.dtype)
     count = max(1, min(n0 // max(reach + 1, 4), -(-4 * threads // B)))
+    if is_seeing(edges) and (views_of(edges)[:, :2, 1:] & 1 & (views_of(edges)[:, :2, 1:] >= 0)).any():
+        count = 1
     progress = np.zeros(1 + B * count, np.int64)
 
     def task():

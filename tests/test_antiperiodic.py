@@ -50,7 +50,41 @@ def test_what_is_refused(tmp_path):
         fd.solve(fd.Heat(), np.ones(16), fd.Grid(16), t_end=0.1, boundary=RING)
     with pytest.raises(ValueError, match="does not change sign"):
         fd.solve(fd.FisherKPP(), 0.5 * np.sin(np.pi * grid.points(0)), grid, t_end=0.5, boundary=RING, method="euler")
-    with pytest.raises(ValueError, match="save_to"):
-        fd.solve(fd.Heat(), np.ones(16), grid, t_end=0.1, boundary=RING, save_to=tmp_path / "a.h5")
-    with pytest.raises(ValueError, match="not Antiperiodic"):
-        fd.Stepper(fd.Heat(), grid, dt=1e-4, boundary=RING)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="does not change sign"):
+        fd.solve(fd.FisherKPP(), 0.5 * np.sin(np.pi * grid.points(0)), grid, t_end=0.5, boundary=RING, method="rkl2",
+                 save_to=tmp_path / "a.h5")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="does not change sign"):
+        fd.Stepper(fd.FisherKPP(), grid, dt=1e-3, boundary=RING)(np.ones(16))
+    for other in (lambda: fd.monte_carlo(fd.Heat(), np.ones(16), grid, points=[0.5], t=0.1, boundary=RING),
+                  lambda: fd.Cloud(fd.Heat(), np.ones(4), grid, boundary=RING)):
+        with pytest.raises(ValueError, match="fd.solve and fd.Stepper"):
+            other()
+
+
+METHODS = ["euler", "rk4", "rk23", "rkl2", "crank_nicolson", "strang", "etdrk4", "spectral", "auto"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_it_and_streams(method, tmp_path):
+    grid = fd.Grid(32, extent=2.0, periodic=True)
+    wave = np.sin(np.pi * grid.points(0) / 2)
+    sol = fd.solve(fd.Heat(0.2), np.stack([wave, 2 * wave]), grid, save_at=[0.1, 0.2], boundary=RING, method=method,
+                   save_to=tmp_path / "run.h5")
+    decay = np.exp(-0.2 * np.pi**2 / 4 * sol.t)
+    assert np.abs(sol.u[:] - np.array([1, 2])[:, None, None] * decay[:, None] * wave).max() < 5e-3
+    again = fd.Solution.load(tmp_path / "run.h5")
+    assert again.u.shape == (2, 2, 32) and (np.asarray(again.u)[:, -1] == sol.final).all() and again.grid == grid
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("spectral", "auto")])
+def test_a_stepper_takes_it(method):
+    grid = fd.Grid(32, extent=2.0, periodic=True)
+    wave = np.sin(np.pi * grid.points(0) / 2)
+    step = fd.Stepper(fd.Heat(0.2), grid, dt=5e-3, boundary=RING, method=method)
+    frames = fd.rollout(step, 4, every=10)(wave)
+    exact = np.exp(-0.2 * np.pi**2 / 4 * 0.05 * np.arange(1, 5))[:, None] * wave
+    assert frames.shape == (4, 32) and np.abs(frames - exact).max() < 2e-3
+    np.testing.assert_allclose(fd.repeat(step, 40)(wave), frames[-1], rtol=0, atol=1e-13)
+    assert step(wave).shape == (32,)

@@ -53,16 +53,31 @@ def shapes_of(kernel):
 SMALL = 150  # cells at most in the simulator, which runs every CUDA thread as a thread of the system
 
 
+# A rule and a schedule are compiled together, once for each dtype. No line of a schedule knows the dtype, so the
+# large grids of the other rules run in float32 alone, where wrong constants show; and the simulator, which has no
+# types, runs most shapes in float64 alone.
+IN_BOTH = ("heat_2d", "heat_3d", "gray_scott_2d", "variable_2d_faces", "rkl2_2d")
+
+
 def cases(backend):
-    """Parameters of one backend: every kernel that has it, on every shape of its number of axes."""
+    """Parameters of one backend: every kernel that has it, on every shape of its number of axes, in each dtype."""
     small = backend == "cuda" and os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
     return [
-        pytest.param(kernel, shape, id=f"{kernel.name}-{'x'.join(map(str, shape))}")
+        pytest.param(kernel, shape, dtype, id=f"{kernel.name}-{'x'.join(map(str, shape))}-{dtype}")
         for kernel in KERNELS.values()
         if kernel.implementation(backend)
         for shape in shapes_of(kernel)
         if not small or np.prod(shape) <= SMALL
+        for dtype in ("float32", "float64")
+        if _tells_more(kernel, shape, dtype, small)
     ]
+
+
+def _tells_more(kernel, shape, dtype, small):
+    if small:
+        return dtype == "float64" or shape == shapes_of(kernel)[-1] or shape == shapes_of(kernel)[0]
+    streams = kernel.rule is not None and kernel.ndim > 1 and np.prod(shape) > 5000
+    return dtype == "float32" or not streams or kernel.name in IN_BOTH
 
 
 def test_there_are_kernels():
@@ -75,15 +90,13 @@ def test_every_cuda_kernel_runs_in_the_simulator():
     assert wanted == {k.name for k in KERNELS.values() if k.cuda and min(map(np.prod, shapes_of(k))) <= SMALL}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("kernel", "shape"), cases("cpu"))
+@pytest.mark.parametrize(("kernel", "shape", "dtype"), cases("cpu"))
 def test_cpu_equals_reference(kernel, shape, dtype):
     check(kernel, "cpu", shape, dtype)
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("kernel", "shape"), cases("cuda"))
+@pytest.mark.parametrize(("kernel", "shape", "dtype"), cases("cuda"))
 def test_cuda_equals_reference(kernel, shape, dtype):
     check(kernel, "cuda", shape, dtype)
 

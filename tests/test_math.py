@@ -16,7 +16,7 @@ from scipy import special
 from fastdiff.kernels import _math
 from fastdiff.kernels._jit import FASTMATH, FLAGS, wide_vectors
 
-NAMES = ("exp", "log", "tanh", "sigmoid", "sin", "cos", "tan", "sinh", "cosh", "erf")
+NAMES = ("exp", "log", "tanh", "sigmoid", "sin", "cos", "tan", "sinh", "cosh", "erf", "cbrt")
 OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, **FLAGS}
 ULPS = {np.float32: 2.0, np.float64: 4.0}
 LOOSER = {("tan", np.float32): 3.0}
@@ -27,7 +27,8 @@ RANGES = {  # beyond them the answer is infinite, zero, +-1 or refused
                  "cosh": (-711, 711), "erf": (-6.5, 6.5), "sin": (-1.6e6, 1.6e6), "cos": (-1.6e6, 1.6e6),
                  "tan": (-1.6e6, 1.6e6)},
 }
-EXACT: dict[str, Any] = {"sigmoid": lambda x: 1 / (1 + mpmath.exp(-x))}
+EXACT: dict[str, Any] = {"sigmoid": lambda x: 1 / (1 + mpmath.exp(-x)),
+                         "cbrt": lambda x: mpmath.sign(x) * mpmath.cbrt(abs(x))}
 WIDER: dict[str, Any] = {"sigmoid": special.expit, "erf": special.erf}
 
 
@@ -49,11 +50,12 @@ def values(name, x):
 
 def points(name, dtype, rng, count):
     """Numbers spread over the range, near zero, and where sin, cos and tan cancel."""
-    if name == "log":
+    if name in ("log", "cbrt"):
         last = np.finfo(dtype).max
         kind = np.uint32 if dtype is np.float32 else np.uint64
-        return np.concatenate([rng.integers(1, last.view(kind), count, dtype=kind).view(dtype),
-                               rng.uniform(0.5, 2, count).astype(dtype)])
+        x = np.concatenate([rng.integers(1, last.view(kind), count, dtype=kind).view(dtype),
+                            rng.uniform(0.5, 2, count).astype(dtype)])
+        return x * rng.choice(np.array([-1, 1], dtype), len(x)) if name == "cbrt" else x
     low, high = RANGES[dtype][name]
     near = rng.standard_normal(count // 4) * 10.0 ** rng.uniform(-37, 0, count // 4)
     parts = [rng.uniform(low, high, count), rng.uniform(-2, 2, count), near]
@@ -102,7 +104,7 @@ def test_special_values(dtype):
         "tanh": [np.nan, 1, -1, 0, 1, -1], "erf": [np.nan, 1, -1, 0, 1, -1], "sigmoid": [np.nan, 1, 0, 0.5, 1, 0],
         "sinh": [np.nan, np.inf, -np.inf, 0, np.inf, -np.inf], "cosh": [np.nan, np.inf, np.inf, 1, np.inf, np.inf],
         "sin": [np.nan, np.nan, np.nan, 0, np.nan, np.nan], "cos": [np.nan, np.nan, np.nan, 1, np.nan, np.nan],
-        "tan": [np.nan, np.nan, np.nan, 0, np.nan, np.nan],
+        "tan": [np.nan, np.nan, np.nan, 0, np.nan, np.nan], "cbrt": [np.nan, np.inf, -np.inf, 0, 1e10, -1e10],
     }
     for name, expected in wanted.items():
         np.testing.assert_allclose(values(name, x), expected, rtol=2 * float(np.finfo(dtype).eps), err_msg=name)
@@ -125,7 +127,7 @@ def test_log_of_subnormal_numbers():
 
 def test_odd_functions_are_odd_to_the_last_bit(rng):
     x = rng.uniform(-5, 5, 1000).astype(np.float32)
-    for name in ("tanh", "sin", "sinh", "erf", "tan"):
+    for name in ("tanh", "sin", "sinh", "erf", "tan", "cbrt"):
         np.testing.assert_array_equal(values(name, -x), -values(name, x))
 
 

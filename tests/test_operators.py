@@ -98,15 +98,14 @@ def test_a_jump_in_the_diffusivity_keeps_the_flux_right():
     assert np.abs(u - want).max() < 1e-12
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", [(30,), (14, 20), (8, 9, 10)], ids=str)
-def test_a_constant_field_of_diffusivities_is_the_constant(shape, dtype, rng):
-    grid, u0 = fd.Grid(shape, extent=2.0), rng.random((3, *shape)).astype(dtype)
+def test_a_constant_field_of_diffusivities_is_the_constant(shape, rng):
+    grid, u0 = fd.Grid(shape, extent=2.0), rng.random((3, *shape))
     for walls in (None, fd.Dirichlet(), fd.Robin(1.0, 2.0, 0.5), fd.Neumann(0.3)):
         dt = 0.4 * fd.Heat(0.7).stable_dt(grid)
         a = fd.solve(fd.Heat(0.7), u0, grid, 20 * dt, boundary=walls, method="euler", dt=dt).final
         b = fd.solve(fd.Heat(np.full(shape, 0.7)), u0, grid, 20 * dt, boundary=walls, method="euler", dt=dt).final
-        assert np.abs(a - b).max() < 300 * np.finfo(dtype).eps
+        assert np.abs(a - b).max() < 300 * np.finfo(np.float64).eps
         assert fd.Heat(np.full(shape, 0.7)).stable_dt(grid) == pytest.approx(fd.Heat(0.7).stable_dt(grid))
 
 
@@ -259,18 +258,17 @@ def test_solutions_on_such_grids_are_kept(tmp_path):
 # -- sources ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_source_in_time_is_taken_at_each_steps_own_time(dtype):
+def test_a_source_in_time_is_taken_at_each_steps_own_time():
     """u_t = f(t) x: forward Euler is a sum over the steps, whatever chunks and frames the march is cut into."""
     grid, dt = fd.Grid(40), 1e-4
     (x,) = grid.coordinates()
     equation = fd.Heat(0.0, source="x*cos(40*t)")
-    sol = fd.solve(equation, np.zeros(40, dtype), grid, save_at=[0.05, 0.1], method="euler", dt=dt)
+    sol = fd.solve(equation, np.zeros(40, np.float32), grid, save_at=[0.05, 0.1], method="euler", dt=dt)
     for frame, steps in zip(sol.u, (500, 1000)):
         want = x * dt * np.cos(40 * dt * np.arange(steps)).sum()
-        assert np.abs(frame - want).max() < 2000 * np.finfo(dtype).eps
+        assert np.abs(frame - want).max() < 2000 * np.finfo(np.float32).eps
     step = fd.Stepper(equation, grid, dt=dt)
-    assert np.abs(step(np.zeros(40), t=0.3) - x * dt * np.cos(12.0)).max() < 1e-15
+    assert np.abs(step(np.zeros(40, np.float32), t=0.3) - x * dt * np.cos(12.0)).max() < 1e-10
 
 
 def test_a_source_of_each_sample_and_of_place():
@@ -467,13 +465,12 @@ def test_laws_with_parameters_of_each_sample(rng):
 def test_bad_laws():
     grid = fd.Grid(9)
     for make, message in [
-        (lambda: fd.Heat("u*x"), "depends on u and on x"),
+        (lambda: fd.Heat("u*t"), "depends on u and on t"),
         (lambda: fd.Heat("u + q"), "unknown name 'q'"),
         (lambda: fd.Heat("u - 1").stable_dt(grid), "falls to -1 between the bounds 0 and 1"),
         (lambda: fd.Heat("1/u + u", bounds=(3, 1)).stable_dt(grid), "bounds are a pair"),
         (lambda: fd.Heat(1.0, capacity=2.0), "capacity is an expression in u"),
         (lambda: fd.Heat(1.0, parameters={"a": 1.0}), "there is none"),
-        (lambda: fd.Heat("u**2").euler(fd.Grid.graded([0, 1, 3.0]), 0.1, 1, "f8"), "needs a Cartesian grid"),
     ]:
         with pytest.raises(ValueError, match=message):
             make()

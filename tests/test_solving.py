@@ -67,6 +67,15 @@ def test_a_reaction_from_the_command_line(tmp_path):
     assert found.u.dtype == np.float64 and found.u[-1].sum() > found.u[0].sum()
 
 
+def test_components_start_at_places_of_their_own(tmp_path):
+    code, said = run("solve", "reaction-diffusion", "--set", 'diffusivity={"u": 0.1, "v": "0.1*(1 + x/20)"}', "--set",
+                     'reaction={"u": "u*(1 - u) - v", "v": "u - v"}', "--shape", "64", "--dtype", "float64", "--t-end",
+                     0.5, "--out", tmp_path / "r.h5")
+    assert code == 0, said
+    found = fd.Solution.load(tmp_path / "r.h5")
+    assert found.u.shape[1:] == (2, 64) and (found.u[0][0] != found.u[0][1]).any()
+
+
 BAD = [
     (("nothing",), "unknown problem 'nothing'; known: rod, adv"),
     (("gray-scott", "--set", "Q=1"), "GrayScott has no parameter 'Q'; known: F, k"),
@@ -78,6 +87,8 @@ BAD = [
     (("heat", "--dtype", "int8"), "dtype is float32 or float64"),
     (("heat", "--out", "no/such/folder.png"), "make it first"),
     (("heat", "--method", "magic"), "unknown method 'magic'"),
+    (("heat", "--method", "strang", "--device", "cuda"), "runs on the CPU alone"),
+    (("heat", "--device", "gpu"), "unknown device 'gpu'"),
 ]
 
 

@@ -51,6 +51,12 @@ def _hot_blocks(grid, rng, equation):
     return _boxes(grid, rng, count=5, width=0.1)
 
 
+def _blocks_of_each(grid, rng, equation):
+    """Blocks of each component at places of its own."""
+    fields = [_hot_blocks(grid, rng, equation) for _ in equation.names]
+    return fields[0] if len(fields) == 1 else np.stack(fields)
+
+
 def _one_blob(grid, rng, equation):
     return _blob(grid, at=0.35)
 
@@ -115,7 +121,7 @@ CATALOGUE: dict[str, Problem] = {
     "AdvectionDiffusion": Problem(
         initial=_one_blob, t_end=0.6, periodic=True,
         parameters=lambda ndim: {"diffusivity": 1e-3, "velocity": 1.0 if ndim == 1 else (1.0, 0.6, 0.3)[:ndim]}),
-    "ReactionDiffusion": Problem(initial=_hot_blocks, t_end=10.0, extent=20.0),
+    "ReactionDiffusion": Problem(initial=_blocks_of_each, t_end=10.0, extent=20.0),
     "AllenCahn": Problem(initial=_noise(size=0.3), t_end=40.0, extent=96.0, periodic=True),
     "Brusselator": Problem(initial=_brusselator, t_end=40.0, extent=64.0, periodic=True),
     "Burgers": Problem(initial=_wave, t_end=0.3, periodic=True, shape=(512,)),

@@ -114,21 +114,21 @@ def at_wall_of(value: Any, numbers: np.ndarray, grid: Grid, axis: int, end: int)
 
 def timed_source(text: Any, grid: Grid, dt: float, dtype) -> Any:
     """The rule of a source that depends on time: an expression, evaluated at each step's own time."""
-    from fastdiff.equations._rules import AXES, rule_module
+    from fastdiff.equations._rules import CURVED, places_of, rule_module
     from fastdiff.expressions import Expression
     from fastdiff.kernels._fields import Cells, Clock
 
     if not isinstance(text, str):
         raise ValueError("a source that depends on the time is an expression, such as \"sin(t)*exp(-x**2)\", not a "
                          "function")
-    tree, new = Expression(text, ("t", *grid.names))._tree, dict(zip(grid.names, AXES))
+    tree, new = Expression(text, ("t", *grid.names))._tree, CURVED
 
     class Rename(ast.NodeTransformer):
         def visit_Name(self, node):
             return ast.Name(new.get(node.id, node.id), node.ctx)
 
     module, dtype = rule_module((ast.unparse(Rename().visit(tree)),), 0, (False,)), np.dtype(dtype)
-    found = module.fields(dt, *grid.coordinates(), *[0.0] * (3 - grid.ndim))
+    found = module.fields(dt, *places_of(grid))
     cells = [Cells(np.broadcast_to(np.asarray(f, np.float64), grid.shape), grid.ndim, dtype) for f in found]
     numbers = [dtype.type(h) for h in module.numbers(dt)]
     if not all(np.isfinite(c.values).all() for c in cells) or not np.isfinite(numbers).all():

@@ -38,6 +38,14 @@ class Named(AsGiven):
         """FTCS with the reaction at the old level."""
         return self.system.euler(grid, dt, batch, dtype)
 
+    def even(self, grid: Grid) -> bool:
+        """Whether all components diffuse evenly on a plain grid."""
+        return self.system.even(grid)
+
+    def at_wall(self, grid: Grid, batch: int):
+        """D on walls, None: it is constant."""
+        return self.system.at_wall(grid, batch)
+
     def stable_dt(self, grid: Grid, stiffness=None) -> float:
         """A largest step of forward Euler, see `ReactionDiffusion.stable_dt`."""
         return self.system.stable_dt(grid, stiffness)

@@ -27,13 +27,16 @@ from fastdiff import expressions
 from fastdiff.expressions import Expression, module_for, numpy_printer
 
 AXES = ("x", "y", "z")
+CURVED = {"r": "x", "theta": "y"}  # names of curved axes, as far as nothing else is called so
 HOLDS = ("Line", "Square", "Axes", "numbers", "fields", "reaction", "derivative", "VARIES", "NUMBERS", "FIELDS", "TIME")
 
 
 def canonical(texts: Iterable[str], names: tuple[str, ...], parameters: tuple[str, ...]) -> tuple[str, ...]:
     """The formulas with components renamed u0, u1, ... and parameters a0, a1, ...; they are checked on the way."""
-    known = (*names, *parameters, *AXES, "t")
-    new = {**{n: f"u{k}" for k, n in enumerate(names)}, **{n: f"a{k}" for k, n in enumerate(parameters)}}
+    taken = (*names, *parameters)
+    curved = {name: axis for name, axis in CURVED.items() if name not in taken}
+    known = (*taken, *AXES, "t", *curved)
+    new = {**{n: f"u{k}" for k, n in enumerate(names)}, **{n: f"a{k}" for k, n in enumerate(parameters)}, **curved}
 
     class Rename(ast.NodeTransformer):
         def visit_Name(self, node):
@@ -43,6 +46,25 @@ def canonical(texts: Iterable[str], names: tuple[str, ...], parameters: tuple[st
     for formula in formulas:
         formula.fold()
     return tuple(ast.unparse(Rename().visit(formula._tree)) for formula in formulas)
+
+
+def places_of(grid, axes=None) -> list:
+    """The coordinates that formulas mean by x, y and z (with r for x, theta for y), 0 for those that are not there.
+
+    `axes` are the coordinates of each axis of the grid; default: those of its points.
+    """
+    known = {CURVED.get(name, name): x for name, x in zip(grid.names, grid.coordinates() if axes is None else axes)}
+    return [known.get(name, 0.0) for name in AXES]
+
+
+def check_places(texts, taken, grid, what: str) -> None:
+    """Refuse formulas that name axes of other grids."""
+    from fastdiff.equations._coefficients import uses
+
+    strange = [name for name in (*AXES, *CURVED) if name not in (*taken, *grid.names)
+               and (name in CURVED or grid.geometry != "cartesian") and any(uses(text, name) for text in texts)]
+    if strange:
+        raise ValueError(f"{what} depends on {strange[0]}, but the axes of this grid are {', '.join(grid.names)}")
 
 
 @lru_cache(maxsize=256)
@@ -249,7 +271,10 @@ class _Writer:
             self.functions.add("select")
             self.cost += 2 * len(args)
             return best
-        if name not in ("exp", "log", "sin", "cos", "tan", "sinh", "cosh", "tanh"):
+        if name == "choose":
+            value, yes, no = (self._line(self._argument(a)) for a in args)
+            return self._named(f"select({value} > {self._known(self.sympy.Integer(0))}, {yes}, {no})", "select")
+        if name not in ("exp", "log", "sin", "cos", "tan", "sinh", "cosh", "tanh", "erf", "sigmoid", "cbrt"):
             raise ValueError(f"{name}(...) cannot be compiled in a reaction")
         return self._named(f"{name}({', '.join(map(self._argument, args))})", name)
 
@@ -279,6 +304,12 @@ def _write(sources, parameters, diffuses, tag) -> str:
     return _source(tag, count, diffuses, writer, react, jacobian, right, derivative, u, a)
 
 
+def _erf():
+    import sympy
+
+    return sympy.erf
+
+
 def _plain(e):
     """A derivative without impulses: those of |u|, min and max are steps, those of steps are left out."""
     import sympy
@@ -306,6 +337,7 @@ def _source(tag, count, diffuses, writer, react, jacobian, right, derivative, u,
     lines += [f"from fastdiff.kernels._math import {functions}"] if functions else []
     lines += ["from fastdiff.kernels._fields import here, now"] if fields or time else []
     lines += ["from fastdiff.kernels._reaction import react", ""]
+    lines += ["import scipy.special", ""] if any(e.has(_erf()) for e in right) else []
     used = [bool(e.free_symbols - {writer.dt}) for e, _ in numbers]
     lines += [f"NUMBERS = {len(numbers)}", f"VARIES = {tuple(used)}", f"FIELDS = {len(fields)}", f"TIME = {time}"]
     names = [name for _, name in numbers] + [name for _, name in fields] + (["clock"] if time else [])
@@ -364,4 +396,4 @@ def _host(name, arguments, expressions):
     return [*lines, f"    return ({texts})"]
 
 
-__all__ = ["AXES", "canonical", "rule_module"]
+__all__ = ["AXES", "canonical", "check_places", "places_of", "rule_module"]

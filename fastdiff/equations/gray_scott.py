@@ -52,7 +52,9 @@ class GrayScott(Named):
         return np.stack(np.broadcast_arrays(u, v), axis=1)
 
     def euler(self, grid: Grid, dt: float, batch: int, dtype):
-        """FTCS with the reaction at the old level (kernels/gray_scott.py)."""
+        """FTCS with the reaction at the old level (kernels/gray_scott.py; on curved and graded grids system.py)."""
+        if not grid.plain:
+            return self.system.euler(grid, dt, batch, dtype)
         rate = self.diffusivities(grid) * dt / np.square(grid.spacing)
         F, k = parameter(self.F, "F"), parameter(self.k, "k")
         return gray_scott.rule(np.broadcast_to(rate, (batch, 2, grid.ndim)), F * dt, (F + k) * dt, dt, dtype)
@@ -62,6 +64,8 @@ class GrayScott(Named):
 
         A necessary condition: the reaction is nonlinear, and where v is large u decays faster, with v² + F.
         """
+        if not grid.plain:
+            return self.system.stable_dt(grid, stiffness)
         F, k = parameter(self.F, "F").max(), parameter(self.k, "k").max()
         D = self.diffusivities(grid)
         limits = [diffusive_limit(D[:, [c]], grid, stiffness) for c in range(2)]

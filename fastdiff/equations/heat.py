@@ -22,18 +22,19 @@ class Heat(AsGiven):
 
     diffusivity  D: a number; an array with one number a sample; an array over the grid, (*grid) or (samples, *grid);
                  an expression of place, such as "1 + 0.5*sin(x)", or a function; a tuple with one of these an axis; or
-                 an expression in u, such as "u**2"; or a symmetric positive definite matrix, ((Dxx, Dxy), (Dxy, Dyy)),
-                 whose entries may vary in space. Length² / time
+                 an expression in u, and place, such as "u**2*(1 + x)"; or a symmetric positive definite matrix,
+                 ((Dxx, Dxy), (Dxy, Dyy)), whose entries may vary in space. Length² / time
     source       f: a number or array as the diffusivity, or an expression of place and time. Units of u / time
-    capacity     R: an expression in u, such as "1 + 2*(u + 1e-6)**(-0.1)"; default 1
+    capacity     R: an expression in u, and place, such as "1 + 2*(u + 1e-6)**(-0.1)"; default 1
     parameters   numbers, or arrays with one number a sample, that expressions in u name
     bounds       (low, high) between which u is expected, where D or R depends on it: for the choice of the time step
     order        of accuracy in space, 2, or 4 or 6 for constant coefficients: inside, on periodic axes, and at walls
                  whose value, derivative or flux does not change in time
 
     Where D varies in space, the flux between two cells takes the harmonic mean of theirs: it is right where D jumps.
-    Where D depends on u it takes the arithmetic mean: a front may move into a place where D(u) = 0. What leaves a cell
-    enters its neighbour. With a matrix, Neumann, Robin and Flux speak of the flux through the wall over D_nn.
+    Where D depends on u it takes the arithmetic mean: a front may move into a place where D(u) = 0; of a D that depends
+    on the place too, with the place of the face between them. What leaves a cell enters its neighbour. With a matrix,
+    Neumann, Robin and Flux speak of the flux through the wall over D_nn.
     kernels/heat.py, variable.py, nonlinear.py; wide.py for order 4 and 6 and for matrices.
     """
 
@@ -68,7 +69,7 @@ class Heat(AsGiven):
         R = None if self.capacity is None else FieldLaw(self.capacity, self.parameters, "the capacity")
         return D, R
 
-    def _largest(self) -> float:
+    def _largest(self, grid: Grid) -> float:
         """The largest D/R, or 1/R where D does not depend on u, between the bounds."""
         try:
             low, high = map(float, self.bounds)
@@ -76,16 +77,19 @@ class Heat(AsGiven):
             low = high = np.nan
         if not (np.isfinite([low, high]).all() and low <= high):
             raise ValueError(f"bounds are a pair (low, high) of finite numbers, not {self.bounds!r}")
-        u = np.linspace(low, high, 513)
-        D, R = (np.ones((1, 1)) if law is None else law.host(u) for law in self._laws)
-        for values, what, least in ((D, "diffusivity", 0.0), (R, "capacity", 0.0)):
-            if np.nanmin(values) < least or (what == "capacity" and np.nanmin(values) == 0):
-                raise ValueError(f"the {what} falls to {np.nanmin(values):g} between the bounds {low:g} and {high:g} "
-                                 "of u")
-        ratio = D / R
-        if not np.isfinite(ratio).any():
+        placed = any(law is not None and law.placed for law in self._laws)
+        largest = -np.inf
+        for u in np.linspace(low, high, 33)[:, None] if placed else [np.linspace(low, high, 513)]:
+            D, R = (np.ones((1, 1)) if law is None else law.host(u, grid) for law in self._laws)
+            for values, what, least in ((D, "diffusivity", 0.0), (R, "capacity", 0.0)):
+                if np.nanmin(values) < least or (what == "capacity" and np.nanmin(values) == 0):
+                    raise ValueError(f"the {what} falls to {np.nanmin(values):g} between the bounds {low:g} and "
+                                     f"{high:g} of u")
+            ratio = D / R if D.ndim == R.ndim else D.reshape(*D.shape[:2], -1) / R.reshape(*R.shape[:2], -1)
+            largest = np.max(ratio, where=np.isfinite(ratio), initial=largest)
+        if not np.isfinite(largest):
             raise ValueError(f"D(u) / R(u) is finite nowhere between the bounds {low:g} and {high:g} of u")
-        return float(ratio[np.isfinite(ratio)].max())
+        return float(largest)
 
     def _axes(self, ndim: int) -> int:
         return len(self.diffusivity) if isinstance(self.diffusivity, tuple | list) else ndim
@@ -135,6 +139,10 @@ class Heat(AsGiven):
         """Whether the equation has constant coefficients on a grid, and no source."""
         return grid.plain and self.source is None and not any(self._laws) and not self._in_space(grid)
 
+    def even(self, grid: Grid) -> bool:
+        """Whether all is plain diffusion on a plain grid, but for a source: what methods in modes ask for."""
+        return grid.plain and self.order == 2 and not any(self._laws) and not self._in_space(grid)
+
     def batch(self, grid: Grid | None = None) -> int:
         """Samples that the coefficients speak of."""
         D = self._parts() if self._matrix is None else [e for row in self._matrix for e in row]
@@ -172,6 +180,11 @@ class Heat(AsGiven):
                 self._kept.clear()
             self._kept[key] = [np.broadcast_to(w, (size, *grid.shape)) for pair in pairs for w in pair]
         return self._kept[key]
+
+    @staticmethod
+    def _shape_weights(grid):
+        """Weights of all neighbours, per time, where D = 1."""
+        return [w for axis in range(grid.ndim) for w in _linear.diffusion(grid, np.ones((1, *grid.shape)), axis)]
 
     def _wall_values(self, D, grid, axis, end):
         parts = self._parts()
@@ -243,9 +256,14 @@ class Heat(AsGiven):
     def euler(self, grid: Grid, dt: float, batch: int, dtype):
         """Forward Euler: kernels/heat.py where D is constant, kernels/variable.py where not."""
         D, R = self._laws
-        if D is not None:
+        if D is not None and grid.plain and not D.placed:
             rate = np.broadcast_to(dt / (2 * np.square(grid.spacing)), (batch, grid.ndim))
             rule = nonlinear.rule(rate, D.law(batch, dtype), dtype)
+        elif D is not None:
+            weights = ([np.full(batch, 1 / dx**2) for dx in grid.spacing for _ in "mp"] if grid.plain else
+                       self._shape_weights(grid))
+            weights = [w * (dt / 2) for w in weights]
+            rule = nonlinear.placed(weights, [D.law(batch, dtype, grid, k) for k in range(grid.ndim)], dtype)
         elif self.order > 2 or self._matrix is not None:
             near, weights = self._wide(grid, batch)
             weights = {n: np.broadcast_to(w * dt, batch if w.ndim == 1 else w.shape) for n, w in weights.items()}
@@ -256,11 +274,13 @@ class Heat(AsGiven):
             rate = self.diffusivities(grid)[:, 0] * dt / np.square(grid.spacing)
             rule = heat.rule(np.broadcast_to(rate, (batch, grid.ndim)), dtype)
         rule = fed(rule, self.source, grid, dt, batch, dtype)
-        return rule if R is None else nonlinear.Stored(rule, R.law(batch, dtype))
+        return rule if R is None else nonlinear.Stored(rule, R.law(batch, dtype, grid))
 
     def stable_dt(self, grid: Grid, stiffness=None) -> float:
         """The largest stable FTCS step: 1 / (2 sum of D/dx² over the axes), or Gershgorin's bound where D varies."""
-        largest = self._largest() if any(self._laws) else 1.0
+        largest = self._largest(grid) if any(self._laws) else 1.0
+        if self._laws[0] is not None and not grid.plain:
+            return _linear.stable_step(grid, self._shape_weights(grid), None, stiffness) / largest
         if self._laws[0] is not None:
             return diffusive_limit(np.full((1, 1, grid.ndim), largest), grid, stiffness)
         if self._matrix is not None:

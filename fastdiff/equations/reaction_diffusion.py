@@ -1,39 +1,50 @@
 """Reaction–diffusion systems whose reactions are strings."""
 
+import ast
 import keyword
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastdiff.equations._base import AsGiven, axis_values, common_batch, diffusive_limit, parameter
-from fastdiff.equations._rules import AXES, canonical, rule_module
+from fastdiff.equations._coefficients import is_formula, uses
+from fastdiff.equations._rules import AXES, canonical, check_places, places_of, rule_module
+from fastdiff.equations.advection import AdvectionDiffusion
+from fastdiff.equations.heat import Heat
 from fastdiff.expressions import CONSTANTS, FUNCTIONS
 from fastdiff.grid import Grid
+from fastdiff.kernels.system import Still, system
 
 _STATES = 400  # at most so many representative states
 
 
 @dataclass(frozen=True)
 class ReactionDiffusion(AsGiven):
-    """Reaction–diffusion with any number of components, u_t = D Δu + R(u, v, ..., x, y, z, t).
+    """Reaction–diffusion with any number of components, u_t = div(D grad u - w u) + R(u, v, ..., x, y, z, t).
 
         fd.ReactionDiffusion(diffusivity={"u": 1.0, "v": 0.5}, parameters={"a": 0.1},
                              reaction={"u": "u - u**3 - v", "v": "a*(u - v)"})
 
-    diffusivity  for each component a number, a tuple with one number an axis, or an array with one number a sample;
-                 one of them alone serves all components. Length² / time
-    reaction     for each component a formula in the components, the parameters, x, y, z, t; amount / time. Formulas
-                 are read by a parser of their own, never run as Python: numbers, names, + - * / **, and exp, log, sin,
-                 cos, tan, sinh, cosh, tanh, sqrt, abs, min, max, step. A power that is not whole needs a base >= 0
+    diffusivity  for each component what `fd.Heat` takes: a number, one a sample, a tuple with one an axis, an array
+                 over the grid, a formula of place, or of the component itself, such as "1e-3*u**2"; one of them alone
+                 serves all components. Length² / time
+    reaction     for each component a formula in the components, the parameters, x, y, z (or r, theta), t; amount /
+                 time. Formulas are read by a parser of their own, never run as Python: numbers, names, + - * / **, and
+                 exp, log, sin, cos, tan, sinh, cosh, tanh, erf, sigmoid, sqrt, cbrt, abs, sign, min, max, step, and
+                 where(u < 0.5, a, b). A power that is not whole needs a base >= 0
     parameters   a number, or an array with one number a sample, for each name
     bounds       for each component the (low, high) between which values are expected, or one pair for all. Used for
                  the choice of the time step alone
+    velocity     what carries the components along, as for `fd.AdvectionDiffusion`; None, one for all components, or a
+                 mapping from some of them. Length / time
+    scheme       of the velocity, as for `fd.AdvectionDiffusion`
 
-    The reaction is compiled together with the diffusion, and stays compiled in the cache folder for later processes.
+    On any grid: curved, graded. The reaction is compiled together with the diffusion, and stays compiled in the cache
+    folder for later processes.
 
     Raises ValueError for formulas with unknown names or with code in them, for components that lack an entry, and for
     parameters that are not finite.
@@ -43,6 +54,8 @@ class ReactionDiffusion(AsGiven):
     reaction: Mapping[str, Any]
     parameters: Mapping[str, Any] = field(default_factory=dict)
     bounds: Any = (0.0, 1.0)
+    velocity: Any = None
+    scheme: str = "upwind1"
 
     def __post_init__(self):
         if not isinstance(self.reaction, Mapping) or not self.reaction:
@@ -53,9 +66,15 @@ class ReactionDiffusion(AsGiven):
         _check_names(self.names, tuple(self.parameters))
         _check_components("diffusivity", self.diffusivity, self.names)
         _check_components("bounds", self.bounds, self.names)
+        for name in self.velocity if isinstance(self.velocity, Mapping) else ():
+            if name not in self.names:
+                raise ValueError(f"unknown component {name!r} in velocity; known (from reaction): "
+                                 f"{', '.join(self.names)}")
         for name in self.names:
             value = self._diffusivity(name)
-            axis_values(value, f"diffusivity of {name}", len(value) if isinstance(value, tuple | list) else 1)
+            if not _varies(value):
+                axis_values(value, f"diffusivity of {name}", len(value) if isinstance(value, tuple | list) else 1)
+        self._transports  # noqa: B018  what is no number is checked here
         for low, high in self._bounds:
             if not (np.isfinite([low, high]).all() and low <= high):
                 raise ValueError(f"bounds are pairs (low, high) of finite numbers, not ({low!r}, {high!r})")
@@ -71,6 +90,32 @@ class ReactionDiffusion(AsGiven):
 
     def _diffusivity(self, name):
         return self.diffusivity[name] if isinstance(self.diffusivity, Mapping) else self.diffusivity
+
+    def _velocity(self, name):
+        return self.velocity.get(name) if isinstance(self.velocity, Mapping) else self.velocity
+
+    @cached_property
+    def _transports(self) -> tuple:
+        """The equation of each component alone, without the reaction."""
+        return tuple(map(self._transport, self.names, self._bounds))
+
+    def _transport(self, name, bounds):
+        D, v = self._diffusivity(name), self._velocity(name)
+        other = [n for n in self.names if n != name and uses(D, n)]
+        if other:
+            raise ValueError(f"the diffusivity of {name}, {D!r}, depends on {other[0]}: it may depend on {name} and "
+                             "the place alone")
+        if not uses(D, name):
+            return Heat(D) if v is None else AdvectionDiffusion(D, v, self.scheme)
+        if v is not None or not isinstance(D, str):
+            raise ValueError(f"the diffusivity of {name} depends on {name}: that is a formula, and needs velocity=None "
+                             f"for {name}")
+        named = {n: value for n, value in self.parameters.items() if uses(D, n)}
+        return Heat(_named(D, {name: "u"}), parameters=named, bounds=bounds)
+
+    def even(self, grid: Grid) -> bool:
+        """Whether all components diffuse evenly on a plain grid: then diffusion is written into the reaction's rule."""
+        return self.velocity is None and grid.plain and all(t.constant(grid) for t in self._transports)
 
     @cached_property
     def _bounds(self) -> list[tuple[float, float]]:
@@ -97,39 +142,83 @@ class ReactionDiffusion(AsGiven):
 
     @cached_property
     def _module(self):
+        """The compiled reaction, and which components it lets diffuse: none if they do not diffuse evenly."""
+        rates = [self._diffusivity(name) for name in self.names]
+        if self.velocity is not None or any(map(_varies, rates)):
+            return self._reaction, (False,) * len(rates)
         spread = tuple(bool(np.any(axis_values(d, "diffusivity", len(d) if isinstance(d, tuple | list) else 1)))
-                       for d in map(self._diffusivity, self.names))
+                       for d in rates)
         return rule_module(self._sources, len(self.parameters), spread), spread
 
-    def batch(self) -> int:
+    @property
+    def _reaction(self):
+        return rule_module(self._sources, len(self.parameters), (False,) * len(self.names))
+
+    def batch(self, grid: Grid | None = None) -> int:
         """Samples that the parameters speak of."""
-        rates = [self._diffusivity(name) for name in self.names]
-        rates = [parameter(d, "a diffusivity") for d in rates if not isinstance(d, tuple | list)]
-        return common_batch(*self._values, *rates)
+        return common_batch(*self._values, *(np.empty(t.batch(grid)) for t in self._transports))
 
     # -- the protocol of equations ------------------------------------------------------------------------------------
 
     def diffusivities(self, grid: Grid) -> np.ndarray:
-        """D of each sample, component and axis, (batch or 1, components, axes)."""
-        rates = [axis_values(self._diffusivity(n), f"diffusivity of {n}", grid.ndim) for n in self.names]
+        """D of each sample, component and axis, (batch or 1, components, axes); NaN where it varies."""
+        if self.velocity is not None or any(_varies(self._diffusivity(n)) for n in self.names):
+            rates = [t.diffusivities(grid)[:, 0] for t in self._transports]
+        else:
+            rates = [axis_values(self._diffusivity(n), f"diffusivity of {n}", grid.ndim) for n in self.names]
         return np.stack(np.broadcast_arrays(*rates), axis=1)
+
+    def at_wall(self, grid: Grid, batch: int):
+        """A function of component, axis and end that gives D on a wall, (1 or batch, *face); None if D is constant."""
+        found = [t.at_wall(grid, batch) for t in self._transports]
+        if not any(found):
+            return None
+        D = self.diffusivities(grid)
+
+        def of(c, axis, end):
+            if found[c] is not None:
+                return found[c](0, axis, end)
+            face = [n for k, n in enumerate(grid.shape) if k != axis]
+            return np.broadcast_to(D[:, c, axis].reshape(-1, *[1] * len(face)), (len(D), *face))
+
+        return of
+
+    def for_walls(self, faces) -> "ReactionDiffusion":
+        """The equation for these walls, see `Heat.for_walls`."""
+        if self.even(faces.grid):
+            return self
+        other = type(self)(**{name: getattr(self, name) for name in self.__dataclass_fields__})
+        other.__dict__["_transports"] = tuple(
+            t.for_walls(_Walls(faces.grid, {(0, *key[1:]): wall for key, wall in faces.walls.items() if key[0] == c}))
+            if hasattr(t, "for_walls") else t for c, t in enumerate(self._transports))
+        return other
 
     def euler(self, grid: Grid, dt: float, batch: int, dtype) -> Any:
         """FTCS with the reaction at the old level, compiled from the formulas."""
         module, spread = self._module
         dtype = np.dtype(dtype)
+        if not self.even(grid):
+            reaction = self._reaction.Line(*self._known(self._reaction, grid, dt, batch, dtype), dtype.type(2),
+                                           dtype.type(4))
+            still = [self.velocity is None and not np.any(t.diffusivities(grid)) for t in self._transports]
+            return system([Still() if rests else t.euler(grid, dt, batch, dtype)
+                           for t, rests in zip(self._transports, still)], reaction)
         rate = np.broadcast_to(self.diffusivities(grid) * dt / np.square(grid.spacing),
                                (batch, len(self.names), grid.ndim))
         shape, axes = _shape_of(rate, spread)
+        rates = [np.ascontiguousarray(r, dtype) for r in axes]
+        return getattr(module, shape)(*rates, *self._known(module, grid, dt, batch, dtype), dtype.type(2),
+                                      dtype.type(4))
+
+    def _known(self, module, grid, dt, batch, dtype):
+        """What the reaction needs beforehand."""
         with np.errstate(all="ignore"):
             numbers = module.numbers(dt, *self._values)
         for value in numbers:
             if not np.isfinite(value).all():
                 raise ValueError("a coefficient of the reaction is not finite with these parameters")
         known = [_number(value, varies, batch, dtype) for value, varies in zip(numbers, module.VARIES)]
-        known += self._fields(module, grid, dt, batch, dtype)
-        rates = [np.ascontiguousarray(r, dtype) for r in axes]
-        return getattr(module, shape)(*rates, *known, dtype.type(2), dtype.type(4))
+        return known + self._fields(module, grid, dt, batch, dtype)
 
     def _fields(self, module, grid, dt, batch, dtype):
         """What depends on the place, and the clock of what depends on the time."""
@@ -137,7 +226,8 @@ class ReactionDiffusion(AsGiven):
             return []
         from fastdiff.kernels._fields import Cells, Clock
 
-        places = [*grid.coordinates(), *[0.0] * (3 - grid.ndim)]
+        check_places(self.reaction.values(), (*self.names, *self.parameters), grid, "the reaction")
+        places = places_of(grid)
         values = [v.reshape(-1, *[1] * grid.ndim) for v in self._values]
         with np.errstate(all="ignore"):
             found = module.fields(dt, *places, *values)
@@ -158,8 +248,11 @@ class ReactionDiffusion(AsGiven):
         step is stable at none of them. It is no promise that a shorter one is stable: `reaction_rate` looks at the
         stiffest state, and the steps that `fd.solve` chooses heed both.
         """
-        D = self.diffusivities(grid)
-        limits = [diffusive_limit(D[:, [c]], grid, stiffness) for c in range(len(self.names))]
+        if self.even(grid):
+            D = self.diffusivities(grid)
+            limits = [diffusive_limit(D[:, [c]], grid, stiffness) for c in range(len(self.names))]
+        else:
+            limits = [t.stable_dt(grid, stiffness) for t in self._transports]
         decay = self._decays(grid).min()
         rate = 2.0 / min(limits) + max(decay, 0.0)
         return float(2.0 / rate) if rate > 0 else np.inf
@@ -193,8 +286,9 @@ class ReactionDiffusion(AsGiven):
         else:
             low, high = np.array(self._bounds).T
             points = low + (high - low) * np.random.default_rng(0).random((_STATES, len(low)))
-        ends = list(zip(grid.low, grid.high)) if grid is not None else []
-        ends += [(0.0, 1.0 if grid is None else 0.0)] * (3 - len(ends))
+        ends: list[Any] = [(0.0, 1.0)] * 3
+        if grid is not None:
+            ends = [e if isinstance(e, tuple) else (0.0, 0.0) for e in places_of(grid, zip(grid.low, grid.high))]
         places = np.array(list(product(*[np.linspace(*e, 3) for e in ends], [0.0, 0.5, 1.0])))
         if not self._placed:
             places = places[:1]
@@ -229,7 +323,12 @@ class ReactionDiffusion(AsGiven):
         return np.moveaxis(J, 2, 0) if axis else J
 
     def linear(self, grid: Grid) -> bool:
-        """Whether the reaction is linear and couples no components: a diagonal Jacobian, the same at two states."""
+        """Whether all diffuses evenly and the reaction is linear and couples no components.
+
+        That is a diagonal Jacobian, the same at two states.
+        """
+        if not self.even(grid):
+            return False
         C, many = len(self.names), self.batch()
         form = (C, *grid.shape) if many == 1 else (many, C, *grid.shape)
         J, other = (self.jacobian(np.broadcast_to(v, form), grid) for v in (0.37, 0.91))
@@ -255,8 +354,34 @@ class ReactionDiffusion(AsGiven):
         values = [v.reshape(-1, *[1] * (components[0].ndim - 1)) if len(v) > 1 else v[0] for v in self._values]
         if self._placed and grid is None:
             raise ValueError("this reaction depends on the place or the time: give grid")
-        places = [*grid.coordinates(), *[0.0] * (3 - grid.ndim)] if grid is not None else [0.0] * 3
+        places = places_of(grid) if grid is not None else [0.0] * 3
         return components, values, places, axis
+
+
+class _Walls(NamedTuple):
+    """The walls of one component, as `Heat.for_walls` asks for them."""
+
+    grid: Grid
+    walls: dict
+
+
+def _varies(value) -> bool:
+    """Whether a diffusivity is no number, tuple of numbers or array with one number a sample."""
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return any(is_formula(part) or np.ndim(part) > (len(parts) == 1) for part in parts)
+
+
+def _named(text: str, new: dict[str, str]) -> str:
+    """A formula with other names."""
+
+    class Rename(ast.NodeTransformer):
+        def visit_Name(self, node):
+            return ast.Name(new.get(node.id, node.id), node.ctx)
+
+    try:
+        return ast.unparse(Rename().visit(ast.parse(text.replace("^", "**").strip(), mode="eval")))
+    except (SyntaxError, ValueError):
+        return text  # refused where it is read as a formula
 
 
 def _check_names(names, parameters):

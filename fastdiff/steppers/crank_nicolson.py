@@ -40,8 +40,8 @@ class CrankNicolson(Run):
         try:
             self.lines = lines_of(self.equation, self.grid, self.faces, self.batch, self.threads)
         except NoLines as reason:
-            raise ValueError(f'method="crank_nicolson" does not apply: {reason}; use method="rkl2" or "strang"'
-                             ) from None
+            other = '"rkl2"' if self.method.name == "strang" else '"rkl2" or "strang"'
+            raise ValueError(f'method="{self.method.name}" does not apply: {reason}; use method={other}') from None
         self._systems: dict[float, list[Any]] = {}
         self._slope: Any = slope(self.rule(1.0))
         self._start = 0
@@ -169,5 +169,5 @@ class CrankNicolson(Run):
         return Systems(*bands, shape, axis + 2, self.dtype, cyclic=self.grid.periodic[axis], threads=self.threads)
 
 
-METHOD = Method("crank_nicolson", order=2, run=CrankNicolson, control=DOUBLING, reach=inf,
+METHOD = Method("crank_nicolson", order=2, run=CrankNicolson, control=DOUBLING, reach=inf, gpu=False,
                 summary="Crank-Nicolson, alternating directions")

@@ -74,9 +74,8 @@ class Exponential(Run):
                                 batch=self.batch)
 
     def _refuses(self, boundary):
-        D = np.asarray(self.equation.diffusivities(self.grid))
-        if D.ndim != 3 or D.shape[-1] != self.grid.ndim:
-            return "the diffusivity is not constant"
+        if not getattr(self.equation, "even", lambda grid: False)(self.grid):
+            return f"{type(self.equation).__name__} does more here than diffuse evenly and react"
         reason = spectral.refuses(self.grid, boundary, self.equation.names)
         if reason is None and any(np.any(np.asarray(wall.side.value)) for wall in self.faces.walls.values()):
             return "a boundary value is not zero"
@@ -106,8 +105,8 @@ class Exponential(Run):
             raise ValueError('method="etdrk4" runs on the CPU: pass u0.cpu()')
         tables = self._coefficients(dt)
         v = self._forward(state)
-        for _ in range(steps):
-            v = self._step(v, tables)
+        for k in range(steps):
+            v = self._step(v, tables, t + k * dt, dt)
         u = self._backward(v)
         if out is None:
             return u
@@ -121,22 +120,22 @@ class Exponential(Run):
             self._tables = {**dict(list(self._tables.items())[-1:]), h: new}
         return self._tables[h]
 
-    def _step(self, v, tables):
+    def _step(self, v, tables, t, h):
         components = range(self.components)
-        n0 = self._reaction(v)
+        n0 = self._reaction(v, t)
         a = [T.half * v[c] + T.Q * n0[c] for c, T in zip(components, tables)]
-        n1 = self._reaction(a)
+        n1 = self._reaction(a, t + h / 2)
         b = [T.half * v[c] + T.Q * n1[c] for c, T in zip(components, tables)]
-        n2 = self._reaction(b)
+        n2 = self._reaction(b, t + h / 2)
         d = [T.half * a[c] + T.Q * (2 * n2[c] - n0[c]) for c, T in zip(components, tables)]
-        n3 = self._reaction(d)
+        n3 = self._reaction(d, t + h)
         return [T.whole * v[c] + T.f1 * n0[c] + 2 * T.f2 * (n1[c] + n2[c]) + T.f3 * n3[c]
                 for c, T in zip(components, tables)]
 
-    def _reaction(self, v):
-        u = self._backward(v)
-        return [n * mask for n, mask in zip(self._forward(march(self.reaction, u, self.edges, 1, threads=self.threads)),
-                                            self.masks)]
+    def _reaction(self, v, t):
+        edges = self.edges._replace(clock=np.concatenate([[t], self.edges.clock[1:]]))
+        change = march(self.reaction, self._backward(v), edges, 1, threads=self.threads)
+        return [n * mask for n, mask in zip(self._forward(change), self.masks)]
 
     def _forward(self, u):
         return [modes.forward(u[:, c][modes.free]) for c, modes in enumerate(self.modes)]
@@ -148,6 +147,6 @@ class Exponential(Run):
         return u
 
 
-METHOD = Method("etdrk4", order=4, run=Exponential, control=DOUBLING, reach=inf,
+METHOD = Method("etdrk4", order=4, run=Exponential, control=DOUBLING, reach=inf, gpu=False,
                 summary="exponential Runge-Kutta in the modes of the box")
 __all__ = ["METHOD", "Coefficients", "Exponential", "coefficients"]

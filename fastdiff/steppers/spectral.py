@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastdiff.boundary import CONSTANT, Robin, conditions, lower
+from fastdiff.boundary import CONSTANT, Robin, conditions, lower, value_formula
 from fastdiff.grid import Grid
 from fastdiff.kernels._edges import HOLD
 
@@ -43,15 +43,17 @@ SYMBOLS = ("exact", "discrete", "euler")
 
 def refuses(grid: Grid, boundary, names: tuple[str, ...] = ("u",)) -> str | None:
     """Why these walls have no sine or cosine modes, or None if they have."""
-    for (_, axis, end), condition in conditions(boundary, grid, tuple(names)).items():
+    if not grid.plain:
+        return "the grid is curved or graded"
+    for (c, axis, end), condition in conditions(boundary, grid, tuple(names)).items():
         place = f"{grid.names[axis]} {('low', 'high')[end]}"
         if isinstance(condition, Robin):
             return f"the Robin condition at {place} mixes value and derivative"
         value = condition._value()
         if isinstance(value, str) or callable(value):
-            from fastdiff.expressions import formula
-
-            f = formula(value, ("t", *grid.names, "u"))
+            f, sees = value_formula(value, grid, tuple(names), c)
+            if sees:
+                return f"the boundary value {f.text!r} at {place} depends on other components or the wall opposite"
             if f.uses & {"t", "u"}:
                 return f"the boundary value {f.text!r} at {place} depends on {', '.join(sorted(f.uses & {'t', 'u'}))}"
     return None

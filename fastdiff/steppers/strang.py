@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fastdiff.equations._base import samples
 from fastdiff.kernels._run import march
 from fastdiff.kernels._stages import local, spread, staged, transport
 from fastdiff.kernels.runge_kutta import RK4
@@ -36,8 +37,11 @@ class _Transport:
     def names(self):
         return self.equation.names
 
-    def batch(self):
-        return self.equation.batch()
+    def batch(self, grid):
+        return samples(self.equation, grid)
+
+    def at_wall(self, grid, batch):
+        return self.equation.at_wall(grid, batch) if hasattr(self.equation, "at_wall") else None
 
     def diffusivities(self, grid):
         return self.equation.diffusivities(grid)
@@ -98,5 +102,5 @@ class Strang(Run):
         return np.ascontiguousarray(new[:, : u.shape[1]])
 
 
-METHOD = Method("strang", order=2, run=Strang, control=DOUBLING, reach=inf,
+METHOD = Method("strang", order=2, run=Strang, control=DOUBLING, reach=inf, gpu=False,
                 summary="Strang splitting of reaction and Crank-Nicolson diffusion")

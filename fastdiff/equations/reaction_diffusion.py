@@ -121,24 +121,28 @@ class ReactionDiffusion(AsGiven):
         rate = np.broadcast_to(self.diffusivities(grid) * dt / np.square(grid.spacing),
                                (batch, len(self.names), grid.ndim))
         shape, axes = _shape_of(rate, spread)
+        known = self._coefficients(module, self._values, grid, dt, batch, dtype)
+        rates = [np.ascontiguousarray(r, dtype) for r in axes]
+        return getattr(module, shape)(*rates, *known, dtype.type(2), dtype.type(4))
+
+    def _coefficients(self, module, given, grid, dt, batch, dtype) -> list:
+        """All that a compiled reaction is told besides rates, from the values of the parameters."""
         with np.errstate(all="ignore"):
-            numbers = module.numbers(dt, *self._values)
+            numbers = module.numbers(dt, *given)
         for value in numbers:
             if not np.isfinite(value).all():
                 raise ValueError("a coefficient of the reaction is not finite with these parameters")
         known = [_number(value, varies, batch, dtype) for value, varies in zip(numbers, module.VARIES)]
-        known += self._fields(module, grid, dt, batch, dtype)
-        rates = [np.ascontiguousarray(r, dtype) for r in axes]
-        return getattr(module, shape)(*rates, *known, dtype.type(2), dtype.type(4))
+        return known + self._fields(module, given, grid, dt, dtype)
 
-    def _fields(self, module, grid, dt, batch, dtype):
+    def _fields(self, module, given, grid, dt, dtype):
         """What depends on the place, and the clock of what depends on the time."""
         if not (module.FIELDS or module.TIME):
             return []
         from fastdiff.kernels._fields import Cells, Clock
 
         places = [*grid.coordinates(), *[0.0] * (3 - grid.ndim)]
-        values = [v.reshape(-1, *[1] * grid.ndim) for v in self._values]
+        values = [v.reshape(-1, *[1] * grid.ndim) for v in given]
         with np.errstate(all="ignore"):
             found = module.fields(dt, *places, *values)
         cells = []

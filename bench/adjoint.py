@@ -97,7 +97,8 @@ def compiled(chunk=10):
 def gradient_of(way, side, steps, dtype=torch.float32):
     """A function that gives (loss, gradient by u0, gradient by D) by one of the ways."""
     grid, dt, u0, D, target = problem(side, dtype)
-    u0.requires_grad_(), D.requires_grad_()
+    for tensor in (u0, D):
+        tensor.requires_grad_()
     if way == "ours":
         solver = fd.nn.Solver(fd.Heat(D.detach().numpy()), grid, dt=dt, steps=steps)
         march = lambda: solver(u0, diffusivity=D)

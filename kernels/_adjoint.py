@@ -31,7 +31,6 @@ from fastdiff.kernels._edges import (
     _SPACE,
     ABSENT,
     BOUNDED,
-    CALL,
     COEF,
     COEF_PER_SAMPLE,
     GHOST,
@@ -254,7 +253,7 @@ def _tables(kind):
 
 def _staged_class(kind, C, grads):
     tables, (slopes, ks), (lines, out) = _tables(kind), _slopes(kind, C), _staged_back(kind, C)
-    reads = ["stage = at.step % len(p.{})".format(tables[0]), "first = stage == 0",
+    reads = [f"stage = at.step % len(p.{tables[0]})", "first = stage == 0",
              *("last = p.last[stage] > p.zero" if t == "last" else f"{t} = p.{t}[stage]" for t in tables)]
     out = [*out, *(f"new[{C + k}]" for k in range(grads))]
     scope: dict[str, Any] = {"pull": pull, "edge": edge, "Star": Star}
@@ -485,9 +484,9 @@ def forward_rows(p, buf, s, z0, z1, old, new, step):
     for z in range(z0, z1):
         row = (z + s.g0) * s.plane + s.g1 * s.pitch
         o = old + row
-        update_rows(p, buf, np.uint64(new + row), stride, pitch, buf, np.uint64(o), np.uint64(o - o0), np.uint64(o + o0),
-                    np.uint64(o - o1), np.uint64(o + o1), stride, pitch, s.n1, lo, hi, step, z, z - z, z - z,
-                    z - z + 1, np.uint64(0) - lo)
+        update_rows(p, buf, np.uint64(new + row), stride, pitch, buf, np.uint64(o), np.uint64(o - o0),
+                    np.uint64(o + o0), np.uint64(o - o1), np.uint64(o + o1), stride, pitch, s.n1, lo, hi, step, z,
+                    z - z, z - z, z - z + 1, np.uint64(0) - lo)
 
 
 @inner
@@ -547,8 +546,8 @@ def ready(progress, e, k, K, t):
 
 
 @kernel()
-def run_segment(params, backs, edges, slopes, space, b, B, counts, source, given, result, memory, lams, grads, walls, room,
-                counter, K, workers):
+def run_segment(params, backs, edges, slopes, space, b, B, counts, source, given, result, memory, lams, grads, walls,
+                room, counter, K, workers):
     """Worker: a segment of sample b, shared out in K chunks of planes; or, without K, of all B samples, one a worker.
 
     The pieces of work of a chunk are: loading, S - 1 steps forward, S steps back.
@@ -644,7 +643,7 @@ def split(blocks: int, slots: int) -> int:
 
 
 def checkpoints(steps: int, bytes_state: int, bytes_step: int, memory: int | None = None) -> Checkpoints:
-    """What to keep within `memory` bytes; by default as little as lets every step be computed twice only, ~ sqrt(steps).
+    """What to keep within `memory` bytes; by default as little, ~ sqrt(steps), as lets steps be computed twice only.
 
     bytes_state  of a state that is kept; bytes_step of a step in a segment
     """
@@ -665,7 +664,7 @@ def checkpoints(steps: int, bytes_state: int, bytes_step: int, memory: int | Non
 
 
 def plan_for(shape, itemsize, steps, *, components=None, stages=1, threads=None, memory=None) -> Checkpoints:
-    """`checkpoints` for a state (B, C, *grid) and a rule of so many components; without `memory` whatever the threads."""
+    """`checkpoints` for a state (B, C, *grid) and a rule of so many components; by default whatever the threads."""
     B, C, *grid = space_of(shape)
     level = space_for(grid, _kinds(shape), components or C).floor * itemsize
     if memory is None:

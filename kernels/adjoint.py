@@ -32,6 +32,8 @@ from fastdiff.kernels._edges import _SPACE, GHOST, HEAD, HOLD, ITEMS, PERIODIC, 
 from fastdiff.kernels._fields import Cells, here, lowered, next0, next1, next2
 from fastdiff.kernels._jit import inner
 from fastdiff.kernels._march import sample_of
+from fastdiff.kernels._run import march
+from fastdiff.kernels._stages import sides_of, spread, staged
 
 _LETTERS = {1: "2", 2: "02", 3: "012"}
 
@@ -148,7 +150,8 @@ def _at_walls(walls, fell, l, p, edges, n):
             where = [slice(1, -1)] * ndim
             where[axis] = -1 if end else 0
             m = u.shape[axis + 2]
-            first, second = u[:, 0].take(-end, axis + 1), u[:, 0].take(max(m - 2, 0) if end else min(1, m - 1), axis + 1)
+            deep = max(m - 2, 0) if end else min(1, m - 1)
+            first, second = u[:, 0].take(-end, axis + 1), u[:, 0].take(deep, axis + 1)
             cot, ghost = fell[(slice(None), 0, *where)], p[(slice(None), 0, *where)]
             g = np.broadcast_to(_face_values(u, edges, 0, axis, end, n), first.shape)
             terms = [cot * first, cot * second, cot * g, cot, l[:, 0].take(-end, axis + 1) * (ghost - first)]
@@ -203,9 +206,9 @@ def _class(family, ndim, weights, decay, source):
     sums = (sums if weights else []) + (["l.c * u.c"] if decay == 2 else []) + (["l.c"] if source else [])
     falls = [fall.get(k, "l.c - l.c") for k in ("m0", "p0", "m1", "p1", "m2", "p2")]
     scope: dict[str, Any] = {"here": here, "next0": next0, "next1": next1, "next2": next2}
-    exec("\n    ".join(["def pull(p, u, l, at):", "u, l = u[0], l[0]", f"return ({', '.join([' + '.join(new), *sums])},)"]),
-         scope)
-    exec("\n    ".join(["def edge(p, u, l, at):", "u, l = u[0], l[0]", f"return ({', '.join([*falls, 'l.c'])},)"]), scope)
+    for method, results in (("pull", [" + ".join(new), *sums]), ("edge", [*falls, "l.c"])):
+        lines = [f"def {method}(p, u, l, at):", "u, l = u[0], l[0]", f"return ({', '.join(results)},)"]
+        exec("\n    ".join(lines), scope)
     name = f"{family.capitalize()}Back{ndim}D_{weights:d}{decay}{source:d}"
     base = NamedTuple(name, [(f, Any) for f in fields])
     return type(name, (base,), {"components": 1, "grads": len(sums), "pull": staticmethod(scope["pull"]),
@@ -240,7 +243,7 @@ def back_rates(rate, dtype, *, weights=True, source=False):
 
 
 def back_faces(faces, dtype, decay=None, *, sums=True, by_decay=False, source=False):
-    """The back rule of kernels/variable.py for weights of faces, for each axis (B or 1, *grid and one more along it)."""
+    """The back rule of kernels/variable.py for weights of faces, an axis each: (B or 1, *grid and one more there)."""
     cells = lambda w: Cells(w, len(faces), dtype)
     made = _class_of(FACES, len(faces), sums, 0 if decay is None else 1 + bool(by_decay), source)
     return made(*map(cells, faces), *([] if decay is None else [cells(decay)]))
@@ -293,20 +296,66 @@ def cpu(u, cot, weights, edges, steps, family, decay=None, source=None, out=None
     return found if out is None else _filled(out, found)
 
 
-def transposed(rule, back, u, edges, steps, out=None, **how):
-    """The transpose by the start alone, of a linear rule: `u` is the gradient by the result."""
-    found = march_adjoint(rule, back, np.zeros_like(u), u, edges, steps, walls=False, **how).start
-    if out is None:
-        return found
-    out[...] = found
-    return out
+def transposed(weights, edges, dtype, decay=None):
+    """(rule, sides) of the transpose by the start: weights and decay as in kernels/variable.py, with the walls in them.
+
+    What falls on a ghost goes to the first two cells inside, and that is linear: alpha w is decay of the first cell,
+    beta w a weight of the second. So the transpose is a march like any other, blocked in time, and keeps no state.
+    Ghosts are 0 in it, and held cells are held at 0. Not for walls whose g depends on u.
+    """
+    ndim, samples = len(weights) // 2, int(edges.ints[6])
+    w = np.asarray(weights, np.float64)
+    w = np.repeat(w, samples, 1) if w.shape[1] < samples and _varies(edges, ndim) else w
+    moved = np.stack([np.roll(w[k ^ 1], -1 if k & 1 else 1, k // 2 + 1) for k in range(2 * ndim)])
+    rest, sides = np.zeros(w.shape[1:]) if decay is None else np.asarray(decay, np.float64) + np.zeros(w.shape[1:]), {}
+    for k in range(2 * ndim):
+        axis, end, n = k // 2, k & 1, w.shape[k // 2 + 2]
+        spot = lambda i, axis=axis: (slice(None), *[slice(None)] * axis, i)
+        first, second = spot(n - 1 if end else 0), spot(max(n - 2, 0) if end else min(1, n - 1))
+        at = HEAD + (2 * _SPACE[ndim][axis] + end) * ITEMS
+        if edges.ints[_SPACE[ndim][axis]] == PERIODIC:
+            continue
+        moved[k][first] = 0  # beyond the wall nobody has a weight for us
+        if edges.ints[at] == HOLD:
+            sides[0, axis, end] = Side(HOLD, value=0.0)
+            continue
+        sides[0, axis, end] = Side(alpha=0.0)
+        places = edges.ints[at + 6] + edges.ints[at + 7] * np.arange(w.shape[1]).reshape(-1, *[1] * (ndim - 1))
+        alpha, beta = (edges.reals[places + j].astype(np.float64) for j in range(2))
+        rest[first] += alpha * w[k][first]
+        if n == 1:
+            rest[first] += beta * w[k][first]
+        elif np.any(beta):
+            moved[k][second] += beta * w[k][first]
+    rest += moved.sum(0) - w.sum(0)
+    return variable.rule(moved, dtype, rest if rest.any() else None), sides
+
+
+def _varies(edges, ndim):
+    """Whether any wall has coefficients of its own for each sample."""
+    return any(edges.ints[HEAD + (2 * _SPACE[ndim][k // 2] + k % 2) * ITEMS + 7] for k in range(2 * ndim))
+
+
+def march_transposed(weights, cot, edges, steps, decay=None, scheme=None, threads=None, out=None):
+    """The gradient by the start (B, 1, *grid) of a linear march, from that by its result; `scheme` of an integrator."""
+    rule, sides = transposed(weights, edges, cot.dtype, decay)
+    ndim, registers = cot.ndim - 2, 1 if scheme is None else scheme.registers
+    periodic = [edges.ints[a] == PERIODIC for a in _SPACE[ndim]]
+    if scheme is not None:
+        sides = sides_of(sides, 1, registers, [k for k in range(ndim) if not periodic[k]])
+        rule = staged(scheme, rule, cot.dtype)
+    walls = make_edges(cot.shape[2:], periodic, cot.dtype, sides, components=registers, batch=len(cot))
+    if scheme is None:
+        return march(rule, cot, walls, steps, threads=threads, out=out)
+    new = march(rule, spread(cot, registers), walls, steps * scheme.stages, threads=threads)
+    return np.ascontiguousarray(new[:, :1])
 
 
 def _outputs(u, cot, weights, edges, steps, family, decay=None, source=None):
     ndim = u.ndim - 2
     terms = _count(family, ndim) + (decay is not None) + (source is not None)
-    return u, np.empty((len(u), terms, *u.shape[2:]), u.dtype), np.empty((len(u), 1, ndim, 2, TERMS, _face(u.shape[2:])),
-                                                                         u.dtype)
+    walls = np.empty((len(u), 1, ndim, 2, TERMS, _face(u.shape[2:])), u.dtype)
+    return u, np.empty((len(u), terms, *u.shape[2:]), u.dtype), walls
 
 
 def _sample(family, ndim, more=()):

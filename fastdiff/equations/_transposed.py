@@ -4,8 +4,8 @@ SymPy differentiates; what is compiled for each cell is the product of the trans
 
     sum over i of  l_i dR_i/du_j      and, where they are asked for, the same with dR_i/da_k of a parameter a_k
 
-never the Jacobian itself. Written, cached and loaded as reactions are (`_rules.py`). The module holds `Back`, a class on
-one, two or three axes with the rates d{component}_{axis} of the diffusing components, and `numbers` and `fields`.
+never the Jacobian itself. Written, cached and loaded as reactions are (`_rules.py`). The module holds `Back`, a class
+on one, two or three axes with the rates d{component}_{axis} of the diffusing components, and `numbers` and `fields`.
 """
 
 from functools import lru_cache

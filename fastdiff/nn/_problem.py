@@ -1,4 +1,4 @@
-"""From an equation, a grid and walls to the numbers of a march, with every parameter a torch tensor that may be learned.
+"""From an equation, a grid and walls to the numbers of a march, with parameters that may be torch tensors and learned.
 
 `Problem` is the torch half: which parameters there are by name, and how they become a step's coefficients, in float64
 and with torch's own operators, so that torch differentiates that part (it costs one pass over the grid, whatever the
@@ -29,6 +29,7 @@ from fastdiff.boundary import (
     lower,
 )
 from fastdiff.equations import (
+    SIR,
     AdvectionDiffusion,
     AllenCahn,
     Brusselator,
@@ -38,7 +39,6 @@ from fastdiff.equations import (
     Heat,
     ReactionDiffusion,
     Schnakenberg,
-    SIR,
     _linear,
 )
 from fastdiff.equations._base import samples
@@ -180,7 +180,7 @@ class Layout:
             made += [("coefficients", k)] * wall.coefficients + [("value", k)] * wall.value
         return made
 
-    def _of(self, numbers, *slot):
+    def _of(self, numbers, *slot) -> Any:
         return numbers[self.slots.index(slot)] if slot in self.slots else None
 
     # -- the march -----------------------------------------------------------------------------------------------------
@@ -205,8 +205,8 @@ class Layout:
             decay = self._of(numbers, "decay")
             largest = 1 / _linear.stable_step(grid, self._neighbours(space), decay, stiffness)
         if largest > problem.reach * (1 + 1e-5):
-            raise Unstable(f"dt = {problem.dt:g} is unstable for {problem.method} with the coefficients that it got; the "
-                           f"largest stable step is {problem.dt * problem.reach / largest:.4g}. Take a smaller dt, or "
+            raise Unstable(f"dt = {problem.dt:g} is unstable for {problem.method} with the coefficients that it got; "
+                           f"the largest stable step is {problem.dt * problem.reach / largest:.4g}. Take a smaller dt, or "
                            "keep learned coefficients in range, for example with fd.nn.Bounded")
 
     def _neighbours(self, space):
@@ -336,7 +336,8 @@ class Layout:
     def gradients(self, found, numbers, wanted, u, faces, edges):
         """From a kernel's sums to the gradients by the start and each tensor; None for those not wanted."""
         start = self._held(found, faces)
-        sums, made, at = found.grads, [], 0
+        sums, at = found.grads, 0
+        made: list = []
         want = dict(zip(self.slots, wanted))
         ndim = self.problem.grid.ndim
         if any(wanted[: self.leading]):
@@ -399,6 +400,14 @@ class Layout:
                 where = (slice(None), c, *[slice(None)] * axis, -end)
                 start[where] += (gamma * sums).astype(start.dtype)
         return start
+
+    def weights(self, numbers):
+        """Weights (2 axes, b, *grid) and decay of a linear step, as in kernels/variable.py."""
+        ndim, space, grid = self.problem.grid.ndim, numbers[: self.leading], self.problem.grid.shape
+        if self.kind in (FACES, CELLS):
+            return np.stack(self._neighbours(space)), self._of(numbers, "decay")
+        made = np.repeat(space[0][:, 0], 2, 1) if self.kind == RATES else space[0]
+        return np.broadcast_to(made.T.reshape(2 * ndim, len(made), *[1] * ndim), (2 * ndim, len(made), *grid)), None
 
     def needs_walls(self, faces, wanted) -> bool:
         """Whether the walls' sums are wanted."""
@@ -483,7 +492,8 @@ def labels_of(equation, grid) -> dict[str, tuple[int, int, int]]:
 class Problem:
     """An equation on a grid with its walls, method and step; `names` are the parameters that may come as tensors."""
 
-    def __init__(self, equation, grid, *, dt=None, boundary=None, method="euler", memory=None, threads=None, digest=None):
+    def __init__(self, equation, grid, *, dt=None, boundary=None, method="euler", memory=None, threads=None,
+                 digest=None):
         _check_equation(equation)
         if not isinstance(grid, Grid):
             raise TypeError(f"grid is an fd.Grid, not {type(grid).__name__}")
@@ -496,7 +506,7 @@ class Problem:
                                   threads=threads)
         self.dt = float(run.default_dt if dt is None else dt)
         if not (np.isfinite(self.dt) and self.dt > 0):
-            raise ValueError(f"dt must be positive, not {dt!r}" if dt is not None else "nothing limits the step: give dt")
+            raise ValueError("nothing limits the step: give dt" if dt is None else f"dt must be positive, not {dt!r}")
         run.check(self.dt)
         self.equation, self.grid, self.boundary, self.method = run.equation, grid, boundary, method
         self.memory, self.threads = memory, threads
@@ -511,6 +521,7 @@ class Problem:
             self.system = equation.system if isinstance(equation, Named) else equation
             self.spread = self.system._module[1]
         self.digest = digest or _digest(equation, grid, dt, boundary, method, memory, threads)
+        self.linear = not hasattr(self, "system") and not self._bent
         self._layouts: dict = {}
         self._static: dict = {}
 
@@ -536,9 +547,10 @@ class Problem:
                       self.equation.at_wall(self.grid, samples(self.equation, self.grid))
                       if hasattr(self.equation, "at_wall") else None)
         self.labels = labels_of(self.equation, self.grid)
-        for wall in faces.walls.values():
-            if wall.formula is not None and "u" in wall.formula.uses:
-                _slope_of(wall.formula)
+        bent = [wall.formula for wall in faces.walls.values() if wall.formula is not None and "u" in wall.formula.uses]
+        for formula in bent:
+            _slope_of(formula)
+        self._bent = bool(bent) or faces.needs_initial
 
     # -- parameters by name ------------------------------------------------------------------------------------------
 
@@ -711,7 +723,7 @@ class Problem:
 
     def _learned_walls(self, given, batch):
         walls, numbers = [], []
-        by_diffusivity = any(name.startswith("diffusivity") or name.startswith("D") or name in ("M", "kappa")
+        by_diffusivity = any(name.startswith(("diffusivity", "D")) or name in ("M", "kappa")
                              for name in given)
         for label, side in self.labels.items():
             condition = self.conditions.get(side, Neumann(0.0))
@@ -733,13 +745,13 @@ class Problem:
         face = tuple(n for k, n in enumerate(self.grid.shape) if k != side[1])
         if tensor.ndim == 0 or (tensor.ndim == 1 and tensor.shape != face):
             if tensor.ndim and tensor.shape[0] not in (1, batch):
-                raise ValueError(f"the value at {label} has shape {tuple(tensor.shape)}: expected a number, {face} over "
-                                 f"the face, or ({batch},) one a sample")
+                raise ValueError(f"the value at {label} has shape {tuple(tensor.shape)}: expected a number, {face} "
+                                 f"over the face, or ({batch},) one a sample")
             return tensor.reshape(-1, 1)
         whole = tensor.unsqueeze(0) if tensor.shape == face else tensor
         if tuple(whole.shape[1:]) != face or whole.shape[0] not in (1, batch):
-            raise ValueError(f"the value at {label} has shape {tuple(tensor.shape)}: expected a number, {face} over the "
-                             f"face, {(batch, *face)} with the batch, or ({batch},) one a sample")
+            raise ValueError(f"the value at {label} has shape {tuple(tensor.shape)}: expected a number, {face} over "
+                             f"the face, {(batch, *face)} with the batch, or ({batch},) one a sample")
         return whole.reshape(whole.shape[0], -1)
 
     def _robin(self, given, condition, label, side):
@@ -757,7 +769,8 @@ class Problem:
         (c, axis, end), dx = side, self.grid.wall_spacing(side[1], side[2])
         cells = self.grid.centering == "cells"
         coefficients = torch.tensor([[1.0, 0.0, dx] if cells else [0.0, 1.0, 2 * dx]], dtype=torch.float64)
-        q = self._value(given[label], side, label, batch) if label in given else self._given_flux(condition, side, label)
+        q = given.get(label)
+        q = self._given_flux(condition, side, label) if q is None else self._value(q, side, label, batch)
         if hasattr(self, "system"):
             D = (self._rates(given)[:, c, axis] / (self.dt / self.grid.spacing[axis] ** 2)).reshape(-1, 1)
             return coefficients, -q / D
@@ -774,9 +787,9 @@ class Problem:
             batch = samples(self.equation, self.grid)
             return self._kept(label, lambda: _face_array(condition.q, face, batch, label)[:, 0])
         if uses(condition.q, "t", "u"):
-            raise NotImplementedError(f"the flux at {label} is a formula of t or u, and the diffusivity is learned: give "
-                                      "the flux as numbers, or write it as Neumann")
-        wall = _wall(Neumann(condition.q), self.grid, *side[1:], 1, label, None)
+            raise NotImplementedError(f"the flux at {label} is a formula of t or u, and the diffusivity is learned: "
+                                      "give the flux as numbers, or write it as Neumann")
+        wall = _wall(Neumann(condition.q), self.grid, side[1], side[2], 1, label, None)
         return self._kept(label, lambda: np.reshape(wall.side.value, (1, -1)))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from fastdiff.kernels._adjoint import march_adjoint, march_kept, plan_for
+from fastdiff.kernels.adjoint import march_transposed
 from fastdiff.nn._ops import arrays, op
 from fastdiff.nn._problem import LAYOUTS, Problem
 from fastdiff.solve import Diverged
@@ -14,10 +15,15 @@ ONCE = ("the march differentiates once: there is no second derivative. For curva
         "torch.autograd.functional.vjp, or finite differences of gradients")
 
 
+def _all(*tensors) -> Any:
+    """NumPy views of tensors that are all there."""
+    return arrays(*tensors)
+
+
 def _ready(u, numbers, key, start, steps):
     """NumPy views of all, the layout, its walls and rule."""
     layout = LAYOUTS[key]
-    u, *numbers = arrays(u, *numbers)
+    u, *numbers = _all(u, *numbers)
     faces = layout.faces(numbers, len(u), u.dtype)
     edges = layout.edges(numbers, u, start, steps, faces)
     return layout, u, numbers, faces, edges, layout.rule(numbers, len(u), u.dtype)
@@ -38,9 +44,9 @@ def _march_cpu(u, numbers, key, start, steps, keep):
     plan = plan if keep else plan._replace(count=0)
     new, kept = march_kept(rule, u, edges, steps, plan, stages=stages, threads=layout.problem.threads)
     if not np.isfinite(new).all():
-        raise Diverged(f"the field became NaN or infinite within {steps} steps of dt = {layout.problem.dt:g}: a reaction "
-                       "or a boundary value grows faster than this step can follow; take a smaller dt, or keep learned "
-                       "parameters in range, for example with fd.nn.Bounded")
+        raise Diverged(f"the field became NaN or infinite within {steps} steps of dt = {layout.problem.dt:g}: a "
+                       "reaction or a boundary value grows faster than this step can follow; take a smaller dt, or "
+                       "keep learned parameters in range, for example with fd.nn.Bounded")
     return torch.from_numpy(new), torch.from_numpy(np.stack(kept) if kept else np.empty((0, *u.shape), u.dtype))
 
 
@@ -51,8 +57,12 @@ def _march_fake(u, numbers, key, start, steps, keep):
 
 
 def _adjoint_cpu(cot, u, kept, numbers, key, start, steps, wanted):
-    (cot, kept), device = arrays(cot, kept), u
+    (cot, kept), device = _all(cot, kept), u
     layout, u, numbers, faces, edges, rule = _ready(u, numbers, key, start, steps)
+    if layout.problem.linear and not any(wanted):
+        weights, decay = layout.weights(numbers)
+        by_start = march_transposed(weights, cot, edges, steps, decay, layout.problem.scheme, layout.problem.threads)
+        return [torch.from_numpy(by_start), *(device.new_empty(0) for _ in numbers)]
     stages, plan = _plan(layout, u.shape, u.itemsize, steps)
     back = layout.back(numbers, edges, len(u), u.dtype, wanted)
     states = list(kept) if len(kept) == len(plan.positions(steps)) else None
@@ -60,7 +70,8 @@ def _adjoint_cpu(cot, u, kept, numbers, key, start, steps, wanted):
                           slopes=layout.slopes(faces), walls=layout.needs_walls(faces, wanted),
                           threads=layout.problem.threads)
     by_start, by_numbers = layout.gradients(found, numbers, wanted, u, faces, edges)
-    return [torch.from_numpy(by_start), *(device.new_empty(0) if g is None else torch.from_numpy(g) for g in by_numbers)]
+    rest = [device.new_empty(0) if g is None else torch.from_numpy(g) for g in by_numbers]
+    return [torch.from_numpy(by_start), *rest]
 
 
 def _adjoint_fake(cot, u, kept, numbers, key, start, steps, wanted):
@@ -153,14 +164,16 @@ PROBLEMS: dict[str, Problem] = {}
 def run(digest: str, names: tuple[str, ...], t: float, steps: int, keep: bool, u, *values):
     """`steps` steps of a known problem from u (B, C, *grid), with tensors for the named parameters."""
     layout, numbers = PROBLEMS[digest].numbers(dict(zip(names, values)), u.shape[0], u)
-    return _March.apply((layout.key, t, steps, keep), u, *numbers)[0]
+    apply: Any = _March.apply
+    return apply((layout.key, t, steps, keep), u, *numbers)[0]
 
 
 def advance(problem: Problem, u, t: float, steps: int, given: dict[str, Any]):
     """March a field as users hold it; `given` has tensors by the names of parameters."""
     u = _checked(u)
     full, shape = _full(u, problem)
-    keep = torch.is_grad_enabled() and any(v.requires_grad for v in (u, *given.values()))
+    keep = torch.is_grad_enabled() and (any(v.requires_grad for v in given.values())
+                                        or (u.requires_grad and not problem.linear))
     PROBLEMS.setdefault(problem.digest, problem)
     new = run(problem.digest, tuple(given), float(t), int(steps), keep, full, *given.values())
     return new.reshape(shape)
@@ -172,11 +185,11 @@ def _checked(u):
     if u.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(u.device.type):
         u = u.float()
     if u.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"fd.nn marches in float32 and float64, not in {u.dtype}: half precision would lose what a step "
-                        "adds. Convert with .float()")
+        raise TypeError(f"fd.nn marches in float32 and float64, not in {u.dtype}: half precision would lose what a "
+                        "step adds. Convert with .float()")
     if u.device.type != "cpu":
-        raise NotImplementedError(f"the adjoint of a march runs on the CPU, not on {u.device}: pass u.cpu() (fd.solve runs "
-                                  "on GPUs, without gradients)")
+        raise NotImplementedError(f"the adjoint of a march runs on the CPU, not on {u.device}: pass u.cpu() (fd.solve "
+                                  "runs on GPUs, without gradients)")
     return u
 
 
@@ -203,11 +216,11 @@ def march(equation, u, grid, *, steps: int, dt=None, boundary=None, method: str 
 
     equation    fd.Heat (numbers or D(x)), fd.AdvectionDiffusion, fd.ReactionDiffusion and the named reactions; its
                 coefficients may be tensors, and then it is differentiated by them
-    u           (*grid), (B, *grid) or (B, 1, *grid); of several components (C, *grid) or (B, C, *grid); float32, float64
+    u           (*grid), (B, *grid) or (B, 1, *grid); of several components (C, *grid) or (B, C, *grid); float32 or 64
     parameters  tensors by name that replace those of the equation and the boundary: see `fd.nn.Solver`
     dt          of one step; default: a safe one for the equation as given
     method      "euler", "rk4" or "rkl2"
-    memory      bytes for states that the backward pass needs; default: about 2 sqrt(steps) states, so that every step is
+    memory      bytes for states that the backward pass needs; default: about 2 sqrt(steps) states, and every step is
                 computed twice; with less, more often
     returns     the field after the steps, of u's shape
 

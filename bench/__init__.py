@@ -2,8 +2,9 @@
 
 from importlib import import_module
 
-SUITES = ("conv", "data", "equations", "gallery", "generative", "integrators", "jet", "operators", "peers", "pinn",
-          "station", "targets", "work-precision")  # each a module of its own; anything else names kernels
+SUITES = ("adjoint", "conv", "data", "equations", "gallery", "generative", "integrators", "inverse", "jet",
+          "operators", "peers", "pinn", "station", "targets", "work-precision")
+# each a module of its own; anything else names kernels
 
 
 def main(args: list[str] | None = None) -> int:

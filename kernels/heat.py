@@ -120,6 +120,15 @@ def cuda(u, rate, edges, steps, out=None, **how):
     return march_cuda(rule(rate, u.dtype), u, edges, steps, out=out, **how)
 
 
+def transpose(u, rate, edges, steps, out=None, **how):
+    """The gradient by the start from that by the result, `u`: a march with the transposed weights (adjoint.py)."""
+    from fastdiff.kernels.adjoint import march_transposed
+
+    weights = np.repeat(rate.T, 2, 0).reshape(2 * rate.shape[1], len(rate), *[1] * rate.shape[1])
+    weights = np.broadcast_to(weights, (*weights.shape[:2], *u.shape[2:]))
+    return march_transposed(weights, u, edges, steps, out=out, **how)
+
+
 def _sample(weights):
     """Samples of random fields, two with their own r; ghosts as of a Robin wall on one side, no flux elsewhere."""
 
@@ -135,7 +144,8 @@ def _sample(weights):
 
 def _kernel(name, weights, flops):
     return Kernel(name=name, reference=reference, cpu=cpu, cuda=cuda, sample=_sample(np.array(weights)),
-                  ndim=len(weights), rule=rule, order=(2, 1), bytes_per_cell=2, flops_per_cell=flops, tolerance=4)
+                  ndim=len(weights), rule=rule, adjoint=transpose, order=(2, 1), bytes_per_cell=2,
+                  flops_per_cell=flops, tolerance=4)
 
 
 KERNELS = [

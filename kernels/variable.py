@@ -187,6 +187,13 @@ def cuda(u, weights, edges, steps, decay=None, source=None, out=None, **how):
     return march_cuda(rule(weights, u.dtype, decay, source), u, edges, steps, out=out, **how)
 
 
+def transpose(u, weights, edges, steps, decay=None, source=None, out=None, **how):
+    """The gradient by the start from that by the result, `u`: a march with the transposed weights (adjoint.py)."""
+    from fastdiff.kernels.adjoint import march_transposed
+
+    return march_transposed(weights, u, edges, steps, decay, out=out, **how)
+
+
 def _sample(more, faces):
     """Two samples of random fields with their own weights, or shared ones; the first axis periodic, one Robin wall."""
 
@@ -206,7 +213,7 @@ def _sample(more, faces):
 
 def _kernel(name, ndim, faces=False, **more):
     return Kernel(name=name, reference=reference, cpu=cpu, cuda=cuda, sample=_sample(more, faces), ndim=ndim, rule=rule,
-                  order=(2, 1), bytes_per_cell=2 + (1 if faces else 2) * ndim + len(more),
+                  adjoint=transpose, order=(2, 1), bytes_per_cell=2 + (1 if faces else 2) * ndim + len(more),
                   flops_per_cell=6 * ndim + 2 * len(more), tolerance=6)
 
 

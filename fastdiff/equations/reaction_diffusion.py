@@ -198,29 +198,29 @@ class ReactionDiffusion(AsGiven):
         module, spread = self._module
         dtype = np.dtype(dtype)
         if not self.even(grid):
-            reaction = self._reaction.Line(*self._known(self._reaction, grid, dt, batch, dtype), dtype.type(2),
-                                           dtype.type(4))
+            known = self._coefficients(self._reaction, self._values, grid, dt, batch, dtype)
+            reaction = self._reaction.Line(*known, dtype.type(2), dtype.type(4))
             still = [self.velocity is None and not np.any(t.diffusivities(grid)) for t in self._transports]
             return system([Still() if rests else t.euler(grid, dt, batch, dtype)
                            for t, rests in zip(self._transports, still)], reaction)
         rate = np.broadcast_to(self.diffusivities(grid) * dt / np.square(grid.spacing),
                                (batch, len(self.names), grid.ndim))
         shape, axes = _shape_of(rate, spread)
+        known = self._coefficients(module, self._values, grid, dt, batch, dtype)
         rates = [np.ascontiguousarray(r, dtype) for r in axes]
-        return getattr(module, shape)(*rates, *self._known(module, grid, dt, batch, dtype), dtype.type(2),
-                                      dtype.type(4))
+        return getattr(module, shape)(*rates, *known, dtype.type(2), dtype.type(4))
 
-    def _known(self, module, grid, dt, batch, dtype):
-        """What the reaction needs beforehand."""
+    def _coefficients(self, module, given, grid, dt, batch, dtype) -> list:
+        """All that a compiled reaction is told besides rates, from the values of the parameters."""
         with np.errstate(all="ignore"):
-            numbers = module.numbers(dt, *self._values)
+            numbers = module.numbers(dt, *given)
         for value in numbers:
             if not np.isfinite(value).all():
                 raise ValueError("a coefficient of the reaction is not finite with these parameters")
         known = [_number(value, varies, batch, dtype) for value, varies in zip(numbers, module.VARIES)]
-        return known + self._fields(module, grid, dt, batch, dtype)
+        return known + self._fields(module, given, grid, dt, dtype)
 
-    def _fields(self, module, grid, dt, batch, dtype):
+    def _fields(self, module, given, grid, dt, dtype):
         """What depends on the place, and the clock of what depends on the time."""
         if not (module.FIELDS or module.TIME):
             return []
@@ -228,7 +228,7 @@ class ReactionDiffusion(AsGiven):
 
         check_places(self.reaction.values(), (*self.names, *self.parameters), grid, "the reaction")
         places = places_of(grid)
-        values = [v.reshape(-1, *[1] * grid.ndim) for v in self._values]
+        values = [v.reshape(-1, *[1] * grid.ndim) for v in given]
         with np.errstate(all="ignore"):
             found = module.fields(dt, *places, *values)
         cells = []

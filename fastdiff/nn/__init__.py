@@ -24,6 +24,7 @@ _WHERE: dict[str, str] = {  # public name: module of fastdiff.nn
     "FusedAdam": "training",
     "Hybrid": "surrogates",
     "LearnableStencil": "surrogates",
+    "Solver": "solver",
     "SurrogateCNN": "surrogates",
     "SurrogateUNet": "surrogates",
     "at_equal_time": "compare",

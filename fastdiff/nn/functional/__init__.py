@@ -16,6 +16,7 @@ _WHERE: dict[str, str] = {  # public name: module of fastdiff.nn.functional
     "jet_jacobian": "jet",
     "jet_mlp": "jet",
     "jet_residual": "jet",
+    "march": "solver",
 }
 
 

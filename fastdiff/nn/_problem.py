@@ -1,0 +1,830 @@
+"""From an equation, a grid and walls to the numbers of a march, with parameters that may be torch tensors and learned.
+
+`Problem` is the torch half: which parameters there are by name, and how they become a step's coefficients, in float64
+and with torch's own operators, so that torch differentiates that part (it costs one pass over the grid, whatever the
+number of steps). `Layout` is the NumPy half, where the kernels are called: from coefficients to rules, back rules and
+walls. Operators of torch find a layout by its key, a digest of all it says, so compiled graphs may outlive a process.
+"""
+
+import hashlib
+import itertools
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastdiff.boundary import (
+    CONSTANT,
+    INITIAL,
+    Faces,
+    Flux,
+    Neumann,
+    Robin,
+    _face_array,
+    _wall,
+    as_numbers,
+    conditions,
+    lower,
+)
+from fastdiff.equations import (
+    SIR,
+    AdvectionDiffusion,
+    AllenCahn,
+    Brusselator,
+    FisherKPP,
+    FitzHughNagumo,
+    GrayScott,
+    Heat,
+    ReactionDiffusion,
+    Schnakenberg,
+    _linear,
+)
+from fastdiff.equations._base import samples
+from fastdiff.equations._coefficients import in_space, is_formula, over_grid, timed_source, uses
+from fastdiff.equations._named import Named
+from fastdiff.equations._rules import _plain
+from fastdiff.equations._transposed import back_module
+from fastdiff.expressions import Expression
+from fastdiff.grid import Grid
+from fastdiff.kernels import adjoint, heat, nonlinear, variable
+from fastdiff.kernels import rkl2 as _rkl2
+from fastdiff.kernels._adjoint import staged_back
+from fastdiff.kernels._edges import HOLD, Side
+from fastdiff.kernels._fields import Cells
+from fastdiff.kernels._stages import stage_times, staged
+from fastdiff.nn import _weights
+from fastdiff.steppers import METHODS
+from fastdiff.steppers._base import Unstable
+
+METHODS_KNOWN = ("euler", "rk4", "rkl2")
+RATES, FACES, CELLS, REACTION = "rates", "faces", "cells", "reaction"
+
+_NAMED: dict[type, Any] = {  # diffusivity of each component, from the fields of a named equation
+    AllenCahn: lambda p: [p["M"] * p["kappa"]],
+    Brusselator: lambda p: [p["Du"], p["Dv"]],
+    FisherKPP: lambda p: [p["D"]],
+    FitzHughNagumo: lambda p: [p["Du"], p["Dv"]],
+    GrayScott: lambda p: [p["Du"], p["Dv"]],
+    Schnakenberg: lambda p: [p["Du"], p["Dv"]],
+    SIR: lambda p: [p["D"]] * 3,
+}
+_SUPPORTED = ("fd.Heat (numbers or D(x), order 2), fd.AdvectionDiffusion (upwind1, central), fd.ReactionDiffusion, "
+              + ", ".join(f"fd.{cls.__name__}" for cls in _NAMED))
+
+
+def _refuse(why):
+    raise NotImplementedError(f"{why}; differentiable are {_SUPPORTED}")
+
+
+def _check_equation(equation):
+    if not isinstance(equation, (Heat, AdvectionDiffusion, ReactionDiffusion, *_NAMED)):
+        _refuse(f"fd.nn has no adjoint of {type(equation).__name__}")
+    if isinstance(equation, Heat):
+        if any(equation._laws):
+            _refuse("fd.nn has no adjoint of a diffusivity or capacity that depends on u")
+        if equation.order > 2 or equation._matrix is not None:
+            _refuse("fd.nn has no adjoint of wide stencils (order 4 and 6, a matrix as diffusivity)")
+    if isinstance(equation, AdvectionDiffusion) and equation.scheme not in ("upwind1", "central"):
+        _refuse(f'fd.nn has no adjoint of scheme="{equation.scheme}"')
+
+
+# -- digests -----------------------------------------------------------------------------------------------------------
+
+_counter = itertools.count()
+_tokens: dict[Any, str] = {}
+
+
+def _describe(value) -> str:
+    """A text that tells one value from another, the same in every process (functions have none)."""
+    if isinstance(value, torch.Tensor):
+        return f"tensor{tuple(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}{hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{k}: {_describe(v)}' for k, v in value.items())}}}"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_describe, value))})"
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {f.name: getattr(value, f.name) for f in fields(value)}
+        return f"{type(value).__module__}.{type(value).__qualname__}{_describe(parts)}"
+    if callable(value):
+        if value not in _tokens:
+            import os
+
+            _tokens[value] = f"function {next(_counter)} of {os.getpid()} {os.urandom(8).hex()}"
+        return _tokens[value]
+    return repr(value)
+
+
+# -- walls -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _LearnedWall:
+    """What of one wall comes as tensors: its coefficients (alpha, beta, gamma), its value, or both."""
+
+    side: tuple[int, int, int]
+    coefficients: bool
+    value: bool
+
+
+def _slope_of(formula) -> Any:
+    """dg/du of a formula, as a formula."""
+    if not isinstance(formula, Expression):
+        raise NotImplementedError(f"the boundary value {formula.text} is a Python function of u, whose derivative is "
+                                  "not known: write it as an expression, such as \"-(u**4 - 1)\"")
+    import sympy
+
+    slope = _plain(sympy.diff(formula.sympy(), sympy.Symbol("u", real=True)))
+    return Expression(str(slope), formula.known)
+
+
+# -- the NumPy half ----------------------------------------------------------------------------------------------------
+
+LAYOUTS: dict[str, "Layout"] = {}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of a march follow each other, and what is the same at every call.
+
+    Tensors: `rates` (b, components, axes) or (b, 2 axes) weights, `faces`, one (b, *grid and one more) an axis, or
+    `cells` (b, 2 axes, *grid); then decay and source (b, *grid), the reaction's parameters (b,); then for each learned
+    wall its coefficients (b, 3) and value (b, cells of the face or 1). b is 1 or the batch.
+    """
+
+    problem: "Problem"
+    kind: str
+    decay: bool
+    source: bool
+    walls: tuple[_LearnedWall, ...]
+    key: str = field(default="", compare=False)
+
+    # -- order of the tensors ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def leading(self) -> int:
+        """Tensors of the operator in space."""
+        return self.problem.grid.ndim if self.kind == FACES else 1
+
+    @cached_property
+    def slots(self) -> list[tuple]:
+        """What each tensor is."""
+        made: list[tuple] = [("space", k) for k in range(self.leading)]
+        made += [("decay",)] * self.decay + [("source",)] * self.source
+        if self.kind == REACTION:
+            made += [("parameter", k) for k in range(len(self.problem.system.parameters))]
+        for k, wall in enumerate(self.walls):
+            made += [("coefficients", k)] * wall.coefficients + [("value", k)] * wall.value
+        return made
+
+    def _of(self, numbers, *slot) -> Any:
+        return numbers[self.slots.index(slot)] if slot in self.slots else None
+
+    # -- the march -----------------------------------------------------------------------------------------------------
+
+    def check(self, numbers, stiffness):
+        """Refuse coefficients that are not finite, negative diffusivities, and steps beyond the stability limit."""
+        problem, grid = self.problem, self.problem.grid
+        for slot, value in zip(self.slots, numbers):
+            if not np.isfinite(value).all():
+                raise ValueError(f"a coefficient ({slot[0]}) is not finite: a parameter is NaN, infinite, or a "
+                                 "diffusivity is negative; keep learned ones in range with fd.nn.Bounded")
+        space = numbers[: self.leading]
+        if self.kind in (RATES, REACTION):
+            if min(s.min() for s in space) < 0:
+                raise ValueError("a diffusivity is negative: keep a learned one positive with fd.nn.Bounded, or learn "
+                                 "its logarithm")
+            walls = np.asarray(stiffness)
+            largest = 2 * float((space[0].astype(np.float64) * walls).sum(-1).max())
+        elif self.kind == "numbers":
+            largest = float(np.abs(space[0].astype(np.float64)).sum(-1).max())
+        else:
+            decay = self._of(numbers, "decay")
+            largest = 1 / _linear.stable_step(grid, self._neighbours(space), decay, stiffness)
+        if largest > problem.reach * (1 + 1e-5):
+            raise Unstable(f"dt = {problem.dt:g} is unstable for {problem.method} with the coefficients that it got; "
+                           f"the largest stable step is {problem.dt * problem.reach / largest:.4g}. Take a smaller dt, or "
+                           "keep learned coefficients in range, for example with fd.nn.Bounded")
+
+    def _neighbours(self, space):
+        """Weights (b, *grid) of the low and the high neighbour of each axis."""
+        if self.kind == CELLS:
+            return list(np.moveaxis(space[0], 1, 0))
+        n = self.problem.grid.shape
+        return [w.take(range(end, n[k] + end), k + 1) for k, w in enumerate(space) for end in (0, 1)]
+
+    def faces(self, numbers, batch, dtype) -> Faces:
+        """The walls, with what was learned in place."""
+        problem = self.problem
+        at_wall = problem.equation.at_wall(problem.grid, batch) if hasattr(problem.equation, "at_wall") else None
+        made = lower(problem.boundary, problem.grid, problem.equation.names, batch, dtype, None,
+                     problem.equation.diffusivities(problem.grid), at_wall)
+        if not self.walls:
+            return made
+        walls = dict(made.walls)
+        for k, learned in enumerate(self.walls):
+            wall = walls[learned.side]
+            side = dict(vars(wall.side))
+            if learned.coefficients:
+                side |= dict(zip(("alpha", "beta", "gamma"), self._of(numbers, "coefficients", k).T))
+            if learned.value:
+                side["value"] = self._of(numbers, "value", k)[:, None]
+                wall = wall._replace(how=CONSTANT, formula=None, scale=None)
+            walls[learned.side] = wall._replace(side=Side(**side))
+        return Faces(problem.grid, walls, len(problem.equation.names), batch, dtype)
+
+    def edges(self, numbers, u, start, steps, faces=None):
+        """All boundaries of a march."""
+        problem = self.problem
+        faces = self.faces(numbers, len(u), u.dtype) if faces is None else faces
+        scheme = problem.scheme
+        initial = u if faces.needs_initial else None
+        if scheme is None:
+            return faces.edges(start, problem.dt, steps, initial=initial)
+        return faces.edges(start, problem.dt, steps, initial=initial, registers=scheme.registers,
+                           times=stage_times(scheme, start, problem.dt, steps))
+
+    def rule(self, numbers, batch, dtype):
+        """The forward rule."""
+        problem, grid = self.problem, self.problem.grid
+        ndim, space = grid.ndim, numbers[: self.leading]
+        if self.kind == RATES:
+            rule = heat.rule(np.broadcast_to(space[0][:, 0], (batch, ndim)), dtype)
+        elif self.kind == "numbers":
+            classes = (variable.Variable1D, variable.Variable2D, variable.Variable3D)
+            rule = classes[ndim - 1](*_each(space[0], batch, dtype))
+        elif self.kind == FACES:
+            rule = (variable.Faces1D, variable.Faces2D, variable.Faces3D)[ndim - 1](
+                *(Cells(w, ndim, dtype) for w in space))
+        elif self.kind == CELLS:
+            rule = (variable.Variable1D, variable.Variable2D, variable.Variable3D)[ndim - 1](
+                *(Cells(w, ndim, dtype) for w in self._neighbours(space)))
+        else:
+            rule = self._reaction(numbers, batch, dtype)
+        if self.decay:
+            rule = variable.Decaying(rule, Cells(self._of(numbers, "decay"), ndim, dtype))
+        if self.source:
+            rule = variable.Fed(rule, Cells(self._of(numbers, "source"), ndim, dtype))
+        if problem.timed is not None:
+            rule = nonlinear.Both(rule, timed_source(problem.timed, grid, problem.dt, dtype))
+        return rule if problem.scheme is None else staged(problem.scheme, rule, dtype)
+
+    def _values(self, numbers):
+        """The reaction's parameters in float64."""
+        return [v.astype(np.float64) for slot, v in zip(self.slots, numbers) if slot[0] == "parameter"]
+
+    def _reaction(self, numbers, batch, dtype):
+        from fastdiff.equations._rules import rule_module
+        from fastdiff.equations.reaction_diffusion import _shape_of
+
+        problem, number = self.problem, np.dtype(dtype).type
+        module = rule_module(problem.system._sources, len(problem.system.parameters), problem.spread)
+        rate = np.broadcast_to(numbers[0], (batch, *numbers[0].shape[1:]))
+        shape, axes = _shape_of(rate, problem.spread)
+        known = problem.system._coefficients(module, self._values(numbers), problem.grid, problem.dt, batch,
+                                             np.dtype(dtype))
+        return getattr(module, shape)(*(np.ascontiguousarray(r, dtype) for r in axes), *known, number(2), number(4))
+
+    def back(self, numbers, edges, batch, dtype, wanted):
+        """The back rule, with the sums that are wanted."""
+        problem, ndim, space = self.problem, self.problem.grid.ndim, numbers[: self.leading]
+        want = dict(zip(self.slots, wanted))
+        by_space, by_source = any(wanted[: self.leading]), want.get(("source",), False)
+        decay, by_decay = self._of(numbers, "decay"), want.get(("decay",), False)
+        if self.kind == RATES:
+            back = adjoint.back_rates(np.broadcast_to(space[0][:, 0], (batch, ndim)), dtype, weights=by_space,
+                                      source=by_source)
+        elif self.kind == "numbers":
+            back = adjoint.back_numbers(_each(space[0], batch, dtype), dtype, sums=by_space, source=by_source)
+        elif self.kind == FACES:
+            back = adjoint.back_faces(space, dtype, decay, sums=by_space, by_decay=by_decay, source=by_source)
+        elif self.kind == CELLS:
+            back = adjoint.back_cells(self._neighbours(space), edges, dtype, decay, sums=by_space, by_decay=by_decay,
+                                      source=by_source)
+        else:
+            back = self._reaction_back(numbers, batch, dtype, by_space, want)
+        return back if problem.scheme is None else staged_back(problem.scheme, back, dtype)
+
+    def _parameters_wanted(self, want):
+        return tuple(k for k in range(len(self.problem.system.parameters)) if want.get(("parameter", k), False))
+
+    def _reaction_back(self, numbers, batch, dtype, by_space, want):
+        problem, dtype, ndim = self.problem, np.dtype(dtype), self.problem.grid.ndim
+        module = back_module(problem.system._sources, len(problem.system.parameters), problem.spread, ndim, by_space,
+                             self._parameters_wanted(want))
+        rate = np.broadcast_to(numbers[0], (batch, *numbers[0].shape[1:]))
+        rates = [np.ascontiguousarray(rate[:, c, a], dtype) for c, there in enumerate(problem.spread) if there
+                 for a in range(ndim)]
+        known = problem.system._coefficients(module, self._values(numbers), problem.grid, problem.dt, batch, dtype)
+        return module.Back(*rates, *known, dtype.type(2))
+
+    def slopes(self, faces):
+        """Addresses of dg/du of boundary values that depend on u."""
+        from fastdiff.kernels._edges import _SPACE
+
+        found = np.zeros(6 * len(self.problem.equation.names), np.int64)
+        for (c, axis, end), wall in faces.walls.items():
+            if wall.formula is not None and "u" in wall.formula.uses:
+                found[6 * c + 2 * _SPACE[self.problem.grid.ndim][axis] + end] = _slope_of(wall.formula).address()
+        return found
+
+    # -- gradients -----------------------------------------------------------------------------------------------------
+
+    def gradients(self, found, numbers, wanted, u, faces, edges):
+        """From a kernel's sums to the gradients by the start and each tensor; None for those not wanted."""
+        start = self._held(found, faces)
+        sums, at = found.grads, 0
+        made: list = []
+        want = dict(zip(self.slots, wanted))
+        ndim = self.problem.grid.ndim
+        if any(wanted[: self.leading]):
+            made, at = self._by_space(found, sums, ndim)
+        else:
+            made = [None] * self.leading
+        for slot, number in zip(self.slots[self.leading :], numbers[self.leading :]):
+            if not want[slot]:
+                made.append(None)
+            elif slot[0] in ("decay", "source"):
+                made.append(sums[:, at])
+                at += 1
+            elif slot[0] == "parameter":
+                made.append(_total(sums[:, at], 1))
+                at += 1
+            else:
+                made.append(self._by_wall(slot, found.walls, number, faces))
+        return start, [None if g is None else _shaped_like(g, n) for g, n in zip(made, numbers)]
+
+    def _by_space(self, found, sums, ndim):
+        B = len(sums)
+        if self.kind == RATES:
+            return [_total(sums[:, :ndim], 2)[:, None]], ndim
+        if self.kind == "numbers":
+            return [_total(sums[:, : 2 * ndim], 2)], 2 * ndim
+        if self.kind == REACTION:
+            spread = self.problem.spread
+            by_rate = np.zeros((B, len(spread), ndim))
+            count = sum(spread) * ndim
+            by_rate[:, np.array(spread, bool)] = _total(sums[:, :count], 2).reshape(B, -1, ndim)
+            return [by_rate], count
+        if self.kind == CELLS:
+            return [sums[:, : 2 * ndim]], 2 * ndim
+        made = []
+        for axis in range(ndim):
+            face = [n for k, n in enumerate(self.problem.grid.shape) if k != axis]
+            last = found.walls[:, 0, axis, 1, 4, : int(np.prod(face, dtype=np.int64))].reshape(B, *face)
+            last = 0 * last if self.problem.grid.periodic[axis] else last
+            made.append(np.concatenate([sums[:, axis], np.expand_dims(last, axis + 1)], axis + 1))
+        return made, ndim
+
+    def _by_wall(self, slot, walls, number, faces):
+        c, axis, end = self.walls[slot[1]].side
+        sums = walls[:, c, axis, end]
+        if slot[0] == "coefficients":
+            return sums[:, :3].astype(np.float64).sum(-1)
+        side = faces.walls[c, axis, end].side
+        sums = sums[:, 3] * (1.0 if side.kind == HOLD else np.reshape(side.gamma, (-1, 1)))
+        cells = self.problem.grid.size // self.problem.grid.shape[axis]
+        return sums[:, :cells] if number.shape[1] > 1 else sums[:, :cells].astype(np.float64).sum(1, keepdims=True)
+
+    def _held(self, found, faces):
+        """The gradient by the start, with that of the values that Dirichlet() holds."""
+        start, grid = found.start, self.problem.grid
+        for (c, axis, end), wall in faces.walls.items():
+            if wall.how == INITIAL:
+                face = [n for k, n in enumerate(grid.shape) if k != axis]
+                sums = found.walls[:, c, axis, end, 3, : int(np.prod(face, dtype=np.int64))].reshape(len(start), *face)
+                gamma = 1.0 if wall.side.kind == HOLD else np.reshape(wall.side.gamma, (-1, *[1] * len(face)))
+                where = (slice(None), c, *[slice(None)] * axis, -end)
+                start[where] += (gamma * sums).astype(start.dtype)
+        return start
+
+    def weights(self, numbers):
+        """Weights (2 axes, b, *grid) and decay of a linear step, as in kernels/variable.py."""
+        ndim, space, grid = self.problem.grid.ndim, numbers[: self.leading], self.problem.grid.shape
+        if self.kind in (FACES, CELLS):
+            return np.stack(self._neighbours(space)), self._of(numbers, "decay")
+        made = np.repeat(space[0][:, 0], 2, 1) if self.kind == RATES else space[0]
+        return np.broadcast_to(made.T.reshape(2 * ndim, len(made), *[1] * ndim), (2 * ndim, len(made), *grid)), None
+
+    def needs_walls(self, faces, wanted) -> bool:
+        """Whether the walls' sums are wanted."""
+        learned = any(w for slot, w in zip(self.slots, wanted) if slot[0] in ("coefficients", "value"))
+        faces_too = self.kind == FACES and any(wanted[: self.leading])
+        return learned or faces_too or faces.needs_initial
+
+
+def _each(numbers, batch, dtype):
+    return [np.ascontiguousarray(np.broadcast_to(w, batch), dtype) for w in numbers.T]
+
+
+def _total(sums, first):
+    """Sums over the grid, in float64."""
+    return sums.astype(np.float64).sum(tuple(range(first, sums.ndim)))
+
+
+def _shaped_like(gradient, number):
+    """A gradient with one entry a sample, summed up if the number serves all samples."""
+    if len(number) == 1 and len(gradient) > 1:
+        gradient = gradient.astype(np.float64).sum(0, keepdims=True)
+    return np.ascontiguousarray(gradient.reshape(number.shape), number.dtype)
+
+
+# -- the torch half ----------------------------------------------------------------------------------------------------
+
+
+def _digest(*parts) -> str:
+    return hashlib.sha256(_describe(list(parts)).encode()).hexdigest()
+
+
+def _without_tensors(value):
+    """An equation with NumPy arrays in place of tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().numpy()
+    if isinstance(value, dict):
+        return {k: _without_tensors(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map(_without_tensors, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(**{f.name: _without_tensors(getattr(value, f.name)) for f in fields(value)})
+    return value
+
+
+def parameters_of(equation, grid, boundary) -> dict[str, Any]:
+    """Every parameter of a problem that may be a tensor, by name, with its value."""
+    found: dict[str, Any] = {}
+    if isinstance(equation, ReactionDiffusion):
+        given = equation.diffusivity
+        found = {f"diffusivity.{n}": v for n, v in given.items()} if isinstance(given, dict) else {"diffusivity": given}
+        found |= equation.parameters
+    elif isinstance(equation, Named):
+        found = {name: getattr(equation, name) for name in _fields_of(equation)}
+    else:
+        for name in ("diffusivity", "velocity", "source"):
+            value = getattr(equation, name, None)
+            if isinstance(value, tuple | list):
+                found |= {f"{name}.{axis}": v for axis, v in zip(grid.names, value)}
+            elif value is not None and not (name == "source" and uses(value, "t")):
+                found[name] = value
+    given = conditions(boundary, grid, equation.names)
+    for label, side in labels_of(equation, grid).items():
+        condition = given.get(side, Neumann(0.0))
+        found[label] = condition._value()
+        if isinstance(condition, Robin):
+            found |= {f"{label}.a": condition.a, f"{label}.b": condition.b}
+    return found
+
+
+def labels_of(equation, grid) -> dict[str, tuple[int, int, int]]:
+    """Every wall by its name: "x low", or with several components "u, x low"."""
+    names, found = equation.names, {}
+    for c, name in enumerate(names):
+        for axis in range(grid.ndim):
+            for end in range(2):
+                if not grid.periodic[axis]:
+                    label = f"{grid.names[axis]} {('low', 'high')[end]}"
+                    found[label if len(names) == 1 else f"{name}, {label}"] = (c, axis, end)
+    return found
+
+
+class Problem:
+    """An equation on a grid with its walls, method and step; `names` are the parameters that may come as tensors."""
+
+    def __init__(self, equation, grid, *, dt=None, boundary=None, method="euler", memory=None, threads=None,
+                 digest=None):
+        _check_equation(equation)
+        if not isinstance(grid, Grid):
+            raise TypeError(f"grid is an fd.Grid, not {type(grid).__name__}")
+        if method not in METHODS_KNOWN:
+            raise NotImplementedError(f"fd.nn has no adjoint of method {method!r}; differentiable are "
+                                      f"{', '.join(map(repr, METHODS_KNOWN))}")
+        if memory is not None and not (isinstance(memory, int | np.integer) and memory > 0):
+            raise ValueError(f"memory is a whole number of bytes, not {memory!r}")
+        run = METHODS[method].run(METHODS[method], equation, grid, boundary, samples(equation, grid), np.float64,
+                                  threads=threads)
+        self.dt = float(run.default_dt if dt is None else dt)
+        if not (np.isfinite(self.dt) and self.dt > 0):
+            raise ValueError("nothing limits the step: give dt" if dt is None else f"dt must be positive, not {dt!r}")
+        run.check(self.dt)
+        self.equation, self.grid, self.boundary, self.method = run.equation, grid, boundary, method
+        self.memory, self.threads = memory, threads
+        self.scheme = run.scheme(self.dt) if hasattr(run, "scheme") else None
+        stages = 1 if self.scheme is None else self.scheme.stages
+        self.reach = _rkl2.reach(stages) if method == "rkl2" else METHODS[method].reach
+        self.conditions = conditions(boundary, grid, equation.names)
+        self._walls()
+        source = getattr(equation, "source", None)
+        self.timed = source if source is not None and uses(source, "t") else None
+        if isinstance(equation, Named | ReactionDiffusion):
+            self.system = equation.system if isinstance(equation, Named) else equation
+            self.spread = self.system._module[1]
+        self.digest = digest or _digest(equation, grid, dt, boundary, method, memory, threads)
+        self.linear = not hasattr(self, "system") and not self._bent
+        self._layouts: dict = {}
+        self._static: dict = {}
+
+    @classmethod
+    def for_tensors(cls, known: dict[str, "Problem"], equation, grid, *, dt, method, **how):
+        """(problem, tensors by name) for an equation and walls that may hold tensors: one problem whatever they say.
+
+        Where the step or the stages depend on them, the problem does.
+        """
+        _check_equation(equation)
+        plain = _without_tensors(equation)
+        depends = plain if dt is None or method == "rkl2" else equation
+        digest = _digest(depends, grid, dt, how["boundary"], method, how["memory"], how["threads"])
+        if digest not in known:
+            known[digest] = cls(plain, grid, dt=dt, method=method, digest=digest, **how)
+        given = parameters_of(equation, grid, how["boundary"])
+        return known[digest], {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+
+    def _walls(self):
+        """Every wall by its name; formulas of u are differentiated here, so that none is refused later."""
+        faces = lower(self.boundary, self.grid, self.equation.names, samples(self.equation, self.grid), np.float64,
+                      None, self.equation.diffusivities(self.grid),
+                      self.equation.at_wall(self.grid, samples(self.equation, self.grid))
+                      if hasattr(self.equation, "at_wall") else None)
+        self.labels = labels_of(self.equation, self.grid)
+        bent = [wall.formula for wall in faces.walls.values() if wall.formula is not None and "u" in wall.formula.uses]
+        for formula in bent:
+            _slope_of(formula)
+        self._bent = bool(bent) or faces.needs_initial
+
+    # -- parameters by name ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """Every parameter that may be given as a tensor, with what the equation and the boundary say."""
+        return parameters_of(self.equation, self.grid, self.boundary)
+
+    def start(self, name: str) -> np.ndarray:
+        """What the equation or the boundary says of a parameter, as numbers; formulas of place over the grid."""
+        value = self.defaults[name]
+        if is_formula(value) and name in self.labels:
+            raise ValueError(f"the value at {name} is a formula: learn={{{name!r}: tensor}} gives it a start")
+        if is_formula(value):
+            return over_grid(value, self.grid, name)[0]
+        if value is None:
+            raise ValueError(f"{name} has no value to start from: learn={{{name!r}: tensor}} gives it one")
+        return as_numbers(value, name)
+
+    def check_names(self, names):
+        """Refuse unknown parameters."""
+        for name in names:
+            if name not in self.defaults:
+                raise ValueError(f"unknown parameter {name!r} of this problem; known: "
+                                 f"{', '.join(map(repr, self.defaults))}")
+
+    # -- from parameters to tensors ----------------------------------------------------------------------------------
+
+    def numbers(self, given: dict[str, torch.Tensor], batch: int, like: torch.Tensor):
+        """(layout, tensors of the march in the dtype of `like`), for the parameters that are given as tensors."""
+        given = {name: value.to(torch.float64) for name, value in given.items()}
+        kind, space, decay = self._space(given, batch)
+        source = self._source(given, batch)
+        parameters = self._reaction_values(given) if kind == REACTION else []
+        walls, wall_numbers = self._learned_walls(given, batch)
+        numbers = [*space, *([] if decay is None else [decay]), *([] if source is None else [source]), *parameters,
+                   *wall_numbers]
+        layout = self._layout(kind, decay is not None, source is not None, tuple(walls))
+        return layout, [n.to(like.dtype).contiguous() for n in numbers]
+
+    def _layout(self, *spec) -> Layout:
+        if spec not in self._layouts:
+            key = hashlib.sha256(f"{self.digest} {spec}".encode()).hexdigest()
+            self._layouts[spec] = LAYOUTS.setdefault(key, Layout(self, *spec, key=key))
+        return self._layouts[spec]
+
+    def _kept(self, name, make):
+        """What does not depend on tensors, computed once: a float64 tensor of a NumPy array."""
+        if name not in self._static:
+            self._static[name] = np.array(make(), np.float64)
+        return torch.as_tensor(self._static[name])
+
+    def _space(self, given, batch):
+        if hasattr(self, "system"):
+            return REACTION, [self._rates(given)], None
+        if isinstance(self.equation, Heat):
+            return self._heat(given, batch)
+        return self._carried(given, batch)
+
+    def _fields(self, given, name, batch, what):
+        """A coefficient along each axis as tensors (b, *grid) or (b, ones), and whether it varies in space."""
+        grid, value = self.grid, getattr(self.equation, name)
+        parts = list(value) if isinstance(value, tuple | list) else [value]
+        names = [f"{name}.{axis}" for axis in grid.names] if isinstance(value, tuple | list) else [name]
+        made, varies = [], not grid.plain
+        for part, key in zip(parts, names):
+            if key in given:
+                tensor = _shaped(given[key], grid, key, batch)
+                varies = varies or given[key].ndim > 1 or tensor[0].numel() > 1
+            else:
+                tensor = self._kept(key, lambda p=part: over_grid(p, grid, what, samples(self.equation, grid)))
+                varies = varies or in_space(part, grid)
+            made.append(tensor)
+        return made * grid.ndim if len(made) == 1 else made, varies
+
+    def _learns(self, given, name) -> bool:
+        return any(key.partition(".")[0] == name for key in given)
+
+    def _heat(self, given, batch):
+        grid, ndim = self.grid, self.grid.ndim
+        D, varies = self._fields(given, "diffusivity", batch, "diffusivity")
+        if not varies:
+            square = torch.tensor([self.dt / dx**2 for dx in grid.spacing], dtype=torch.float64)
+            columns = torch.broadcast_tensors(*(d.reshape(-1) for d in D))
+            return RATES, [(torch.stack(columns, -1) * square)[:, None]], None
+        mirrored = getattr(self.equation, "_mirrored", False)
+        if not self._learns(given, "diffusivity"):
+            made = self.equation._weights(grid, samples(self.equation, grid))
+            weights, tied = self._kept("weights", lambda: np.stack(made, 1)) * self.dt, self._same_faces(made)
+            pairs = [(weights[:, 2 * k], weights[:, 2 * k + 1]) for k in range(ndim)]
+        else:
+            pairs = [_weights.diffusion(grid, d.expand(len(d), *grid.shape) * self.dt, k, mirrored)
+                     for k, d in enumerate(D)]
+            tied = _weights.is_shared(grid, mirrored)
+        if tied:
+            return FACES, [_weights.shared(*pair, grid, k) for k, pair in enumerate(pairs)], None
+        return CELLS, [_stacked([w for pair in pairs for w in pair])], None
+
+    def _same_faces(self, weights) -> bool:
+        """Whether weights that are not learned belong to faces."""
+        if "tied" not in self._static:
+            self._static["tied"] = np.array(variable.shared_faces(weights) is not None)
+        return bool(self._static["tied"])
+
+    def _carried(self, given, batch):
+        grid, equation = self.grid, self.equation
+        D, varies = self._fields(given, "diffusivity", batch, "diffusivity")
+        still = not isinstance(equation.velocity, tuple | list) and grid.ndim > 1
+        if still and (is_formula(equation.velocity) or np.any(np.asarray(equation.velocity)) or "velocity" in given):
+            raise ValueError(f"velocity has one entry for each of the {grid.ndim} axes of the grid, as a tuple")
+        v, moves = self._fields(given, "velocity", batch, "velocity")
+        if not (self._learns(given, "velocity") or self._learns(given, "diffusivity")):
+            return self._static_carried(varies or moves)
+        pairs, outflow = [], 0.0
+        for k in range(grid.ndim):
+            spread = _weights.diffusion(grid, D[k].expand(len(D[k]), *grid.shape) * self.dt, k)
+            flow = _weights.advection(grid, v[k].expand(len(v[k]), *grid.shape) * self.dt, k, equation.scheme)
+            pairs += [spread[0] + flow[0], spread[1] + flow[1]]
+            outflow = outflow + flow[2]
+        decay = -outflow if moves else None
+        return CELLS, [_stacked(pairs)], decay
+
+    def _static_carried(self, varies):
+        grid, equation = self.grid, self.equation
+        weights, decay = equation._weights(grid, samples(equation, grid))
+        stacked = self._kept("weights", lambda: np.stack(weights, 1)) * self.dt
+        if varies:
+            return CELLS, [stacked], None if decay is None else self._kept("decay", lambda: decay) * self.dt
+        middle = (slice(None), slice(None), *[n // 2 for n in grid.shape])
+        return "numbers", [stacked[middle]], None
+
+    def _source(self, given, batch):
+        value = getattr(self.equation, "source", None)
+        if value is None or self.timed is not None:
+            return None
+        grid = self.grid
+        if "source" in given:
+            tensor = _shaped(given["source"], grid, "source", batch)
+        else:
+            tensor = self._kept("source", lambda: over_grid(value, grid, "source", samples(self.equation, grid)))
+        return tensor.expand(len(tensor), *grid.shape) * self.dt
+
+    def _rates(self, given):
+        """D dt / dx^2, (b, components, axes)."""
+        grid, equation = self.grid, self.equation
+        if isinstance(equation, Named):
+            known = {name: self._number(given, name) for name in _fields_of(equation)}
+            parts = _NAMED[type(equation)](known)
+        else:
+            shared = not isinstance(equation.diffusivity, dict)
+            parts = [self._number(given, "diffusivity" if shared else f"diffusivity.{n}") for n in equation.names]
+        parts = [p if p.ndim > 1 else p.reshape(-1, 1).expand(-1, grid.ndim) for p in parts]
+        square = torch.tensor([self.dt / dx**2 for dx in grid.spacing], dtype=torch.float64)
+        return torch.stack(torch.broadcast_tensors(*parts), 1) * square
+
+    def _number(self, given, name):
+        """A parameter as (b,); a tuple with one number an axis as (1, axes)."""
+        if name in given:
+            if given[name].ndim > 1:
+                raise ValueError(f"{name} is a number or one number a sample, not of shape {tuple(given[name].shape)}")
+            return given[name].reshape(-1)
+        value = self.defaults[name]
+        numbers = self._kept(name, lambda: _numbers(value))
+        return numbers.reshape(1, -1) if isinstance(value, tuple | list) else numbers.reshape(-1)
+
+    def _reaction_values(self, given):
+        return [self._number(given, name) for name in self.system.parameters]
+
+    # -- walls -------------------------------------------------------------------------------------------------------
+
+    def _learned_walls(self, given, batch):
+        walls, numbers = [], []
+        by_diffusivity = any(name.startswith(("diffusivity", "D")) or name in ("M", "kappa")
+                             for name in given)
+        for label, side in self.labels.items():
+            condition = self.conditions.get(side, Neumann(0.0))
+            value, robin = label in given, f"{label}.a" in given or f"{label}.b" in given
+            flux = isinstance(condition, Flux) and by_diffusivity
+            if not (value or robin or flux):
+                continue
+            if flux:
+                made = self._flux(given, side, condition, label, batch)
+            else:
+                made = self._robin(given, condition, label, side) if robin else None, (
+                    self._value(given[label], side, label, batch) if value else None)
+            walls.append(_LearnedWall(side, made[0] is not None, made[1] is not None))
+            numbers += [n for n in made if n is not None]
+        return walls, numbers
+
+    def _value(self, tensor, side, label, batch):
+        """A wall's value as (b, cells of the face or 1)."""
+        face = tuple(n for k, n in enumerate(self.grid.shape) if k != side[1])
+        if tensor.ndim == 0 or (tensor.ndim == 1 and tensor.shape != face):
+            if tensor.ndim and tensor.shape[0] not in (1, batch):
+                raise ValueError(f"the value at {label} has shape {tuple(tensor.shape)}: expected a number, {face} "
+                                 f"over the face, or ({batch},) one a sample")
+            return tensor.reshape(-1, 1)
+        whole = tensor.unsqueeze(0) if tensor.shape == face else tensor
+        if tuple(whole.shape[1:]) != face or whole.shape[0] not in (1, batch):
+            raise ValueError(f"the value at {label} has shape {tuple(tensor.shape)}: expected a number, {face} over "
+                             f"the face, {(batch, *face)} with the batch, or ({batch},) one a sample")
+        return whole.reshape(whole.shape[0], -1)
+
+    def _robin(self, given, condition, label, side):
+        dx = self.grid.wall_spacing(side[1], side[2])
+        a = given[f"{label}.a"] if f"{label}.a" in given else self._kept(f"{label}.a", lambda: _numbers(condition.a))
+        b = given[f"{label}.b"] if f"{label}.b" in given else self._kept(f"{label}.b", lambda: _numbers(condition.b))
+        a, b = torch.broadcast_tensors(a.reshape(-1), b.reshape(-1))
+        if self.grid.centering == "nodes":
+            return torch.stack([-2 * dx * a / b, torch.ones_like(a), 2 * dx / b], -1)
+        whole = b / dx + a / 2
+        return torch.stack([(b / dx - a / 2) / whole, torch.zeros_like(a), 1 / whole], -1)
+
+    def _flux(self, given, side, condition, label, batch):
+        """A flux as the Neumann condition du/dn = -q/D with a learned D: coefficients and values."""
+        (c, axis, end), dx = side, self.grid.wall_spacing(side[1], side[2])
+        cells = self.grid.centering == "cells"
+        coefficients = torch.tensor([[1.0, 0.0, dx] if cells else [0.0, 1.0, 2 * dx]], dtype=torch.float64)
+        q = given.get(label)
+        q = self._given_flux(condition, side, label) if q is None else self._value(q, side, label, batch)
+        if hasattr(self, "system"):
+            D = (self._rates(given)[:, c, axis] / (self.dt / self.grid.spacing[axis] ** 2)).reshape(-1, 1)
+            return coefficients, -q / D
+        fields, varies = self._fields(given, "diffusivity", batch, "diffusivity")
+        D = fields[axis]
+        if not varies:
+            return coefficients, -q / D.reshape(-1, 1)
+        D = D.expand(len(D), *self.grid.shape)
+        return coefficients, -q / _weights.wall_values(D, self.grid, axis, end).reshape(len(D), -1)
+
+    def _given_flux(self, condition, side, label):
+        if not is_formula(condition.q):
+            face = tuple(n for k, n in enumerate(self.grid.shape) if k != side[1])
+            batch = samples(self.equation, self.grid)
+            return self._kept(label, lambda: _face_array(condition.q, face, batch, label)[:, 0])
+        if uses(condition.q, "t", "u"):
+            raise NotImplementedError(f"the flux at {label} is a formula of t or u, and the diffusivity is learned: "
+                                      "give the flux as numbers, or write it as Neumann")
+        wall = _wall(Neumann(condition.q), self.grid, side[1], side[2], 1, label, None)
+        return self._kept(label, lambda: np.reshape(wall.side.value, (1, -1)))
+
+
+def _numbers(value):
+    return as_numbers(value, "a parameter")
+
+
+def _fields_of(equation) -> list[str]:
+    """The fields of a named equation that are numbers of its formulas."""
+    return [f.name for f in fields(equation) if f.name not in ("bounds", "speed")]
+
+
+def _stacked(parts):
+    """(b, parts, *grid)."""
+    return torch.stack(torch.broadcast_tensors(*parts), 1)
+
+
+def _shaped(tensor, grid: Grid, what: str, batch: int):
+    """A coefficient as (b, *grid) or (b, ones), see `equations._coefficients._shaped`."""
+    shape = tuple(tensor.shape)
+    if len(shape) <= 1 and shape == grid.shape == (batch,) and batch > 1:
+        raise ValueError(f"{what} has {batch} numbers, which could be one a sample or one a point of the grid: give it "
+                         f"the shape ({batch}, 1) or (1, {batch})")
+    if shape == grid.shape:
+        return tensor.unsqueeze(0)
+    if len(shape) == grid.ndim + 1 and all(n in (1, m) for n, m in zip(shape[1:], grid.shape)):
+        whole = tensor
+    elif len(shape) <= 1:
+        whole = tensor.reshape(-1, *[1] * grid.ndim)
+    else:
+        raise ValueError(f"{what} has shape {shape}: expected a number, {grid.shape} over the grid, ({batch}, "
+                         f"{', '.join(map(str, grid.shape))}) with the batch, or ({batch},) one a sample")
+    if len(whole) not in (1, batch):
+        raise ValueError(f"{what} is given for {len(whole)} samples, but there are {batch}")
+    return whole
+
+
+__all__ = ["LAYOUTS", "Layout", "METHODS_KNOWN", "Problem"]

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastdiff.kernels._contract import Kernel, Launch
-from fastdiff.kernels._jit import atomic_add, inner, kernel, wide_vectors
+from fastdiff.kernels._jit import inner, kernel, wide_vectors
 from fastdiff.kernels._philox import everywhere, normal_pair, philox, split
-from fastdiff.kernels._pointwise import CHUNK, dtype_of, flat, grid_for, launch, like, line, share
+from fastdiff.kernels._pointwise import CHUNK, dtype_of, flat, grid_for, launch, like, line, workers_for
+from fastdiff.kernels._team import counters, entry_of, next_piece, number_of, run, together
 from fastdiff.kernels._threads import scratch
 
 GROUP, LANES = 64, 16
@@ -135,9 +136,10 @@ def run_noise(counter, u, coefficients, noise, words, z, out, target, size, give
     chunk, part, none = np.uint64(CHUNK), np.uint64(PART), np.uint64(0)
     size = np.uint64(size)
     cuts = (size + chunk - np.uint64(1)) // chunk
-    pieces = np.uint64(len(u)) // max(size, np.uint64(1)) * cuts
+    pieces, me = np.uint64(len(u)) // max(size, np.uint64(1)) * cuts, number_of(counter)
+    z = z[me * PART : (me + 1) * PART]
     while True:
-        piece = np.uint64(atomic_add(counter, 0, 1))
+        piece = next_piece(counter, me, pieces)
         if piece >= pieces:
             break
         b, begin = piece // cuts, piece % cuts * chunk
@@ -170,9 +172,10 @@ def run_normal(counter, words, z, out, size):
     chunk, part = np.uint64(CHUNK), np.uint64(PART)
     size = np.uint64(size)
     cuts = (size + chunk - np.uint64(1)) // chunk
-    pieces = np.uint64(len(out)) // max(size, np.uint64(1)) * cuts
+    pieces, me = np.uint64(len(out)) // max(size, np.uint64(1)) * cuts, number_of(counter)
+    z = z[me * PART : (me + 1) * PART]
     while True:
-        piece = np.uint64(atomic_add(counter, 0, 1))
+        piece = next_piece(counter, me, pieces)
         if piece >= pieces:
             break
         b, begin = piece // cuts, piece % cuts * chunk
@@ -184,6 +187,21 @@ def run_normal(counter, words, z, out, size):
             for i in range(lo, lo + here):
                 out[i] = z[i - lo]
             begin += part
+
+
+_noise_entry, _normal_entry = entry_of(run_noise), entry_of(run_normal)
+
+
+@kernel()
+def noise_together(board, helpers, args):
+    """`run_noise` with helpers."""
+    together(board, helpers, _noise_entry, args)
+
+
+@kernel()
+def normal_together(board, helpers, args):
+    """`run_normal` with helpers."""
+    together(board, helpers, _normal_entry, args)
 
 
 # -- calls -----------------------------------------------------------------------------------------------------------
@@ -210,8 +228,9 @@ def cpu(u, coefficients, noise=None, draw: Any = None, target=False, out=None, t
     x, k = flat(u, u.dtype), flat(coefficients, u.dtype)
     e, words = (flat(noise, u.dtype), _NO_WORDS) if given else (x, draw.words())
     there = first.reshape(-1), second.reshape(-1)
-    share(lambda counter: run_noise(counter, x, k, e, words, scratch(PART, u.dtype), *there, size, given, target),
-          pieces, x.size // (16 if given else 1), threads)
+    workers = workers_for(pieces, x.size // (4 if given else 1), threads)
+    z = scratch(workers * PART, u.dtype)
+    run(noise_together, (counters(workers), x, k, e, words, z, *there, size, given, target), workers)
     return out
 
 
@@ -220,7 +239,8 @@ def normal(like, draw, out=None, threads=None):
     out = np.empty_like(like) if out is None else out
     size, pieces = _sizes(out)
     words, there = draw.words(), out.reshape(-1)
-    share(lambda counter: run_normal(counter, words, scratch(PART, out.dtype), there, size), pieces, out.size, threads)
+    workers = workers_for(pieces, out.size, threads)
+    run(normal_together, (counters(workers), words, scratch(workers * PART, out.dtype), there, size), workers)
     return out
 
 

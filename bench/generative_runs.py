@@ -156,4 +156,14 @@ class _Judge:
         return f"{sure:.1%} (confidence)"
 
 
-__all__ = ["FIELD_RECIPE", "RUNS", "Trained", "score", "train"]
+def main(folder: Path, out: Path, minutes: float | None = None, pictures: Path | None = None) -> int:
+    """Train what is not trained yet, then score; 1 if the time was too short."""
+    if not train(folder, minutes):
+        return 1
+    text = score(folder, pictures or folder)
+    (out / "generative-runs.md").write_text(text)
+    print(text)
+    return 0
+
+
+__all__ = ["FIELD_RECIPE", "RUNS", "Trained", "main", "score", "train"]

@@ -1,9 +1,9 @@
 """Threads that help a kernel without ever touching Python: for kernels that take less time than waking a thread does.
 
-A call of `together(board, helpers, entry, args)` inside compiled code runs the worker of `entry`, made by `entry_of`, in
-this thread and in the helpers that come. Helpers live in compiled code: they look at the board for a while after each job, then sleep. Nobody
-needs the interpreter lock, so a helper that is awake begins within a microsecond; one of `_threads.together` has to
-take the lock from a caller that holds it until its kernel runs.
+Compiled code that calls `together(board, helpers, entry, args)` runs the worker of `entry`, which `entry_of` made, in
+this thread and in the helpers that come. Helpers live in compiled code: they look at the board for a while after each
+job, then sleep. Nobody needs the interpreter lock, so a helper that is awake begins within a microsecond; one of
+`_threads.together` has to take the lock from a caller that holds it until its kernel runs.
 
 The caller never waits for a helper that has not begun: it does the work itself, and closes the job. It waits for those
 that have, spinning shortly and then giving way. One job at a time: a caller that finds the board taken works alone.
@@ -214,7 +214,7 @@ def _close(board):
 
 @inner
 def together(board, helpers, entry, args):
-    """Run the worker of `entry`, which `entry_of` made, here and in up to `helpers` helpers, until all have returned."""
+    """Run the worker of `entry` here and in up to `helpers` helpers, until all that began have returned."""
     function, data = entry(args), _spilled(args)
     mine = helpers > 0 and _swap(board, LOCK, 0, 1)
     if mine:

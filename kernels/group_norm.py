@@ -15,6 +15,7 @@ cancellation, one reading. Shapes: u (B, C, ...), gain and bias (B, C), mean and
 A group is one worker's, so that results do not depend on the threads.
 """
 
+import math
 
 import numpy as np
 from numba import njit
@@ -299,7 +300,7 @@ def _sizes(channels, points, eps, dtype):
 
 def _counts(shape, groups):
     check_groups(shape[1], groups)
-    return shape[1] // groups, int(np.prod(tuple(shape[2:]), dtype=int))
+    return shape[1] // groups, math.prod(shape[2:])
 
 
 def cpu(u, gain, bias, groups, eps, silu=True, residual=None, out=None, threads=None):

@@ -14,6 +14,7 @@ are a pair of Box and Muller. The counter is (16 g + l, b, r): no two numbers sh
 Shapes: u, noise, x_t and target alike, (B, ...); coefficients (B, 4), each line (a, s, p, q). Units: any.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -211,7 +212,7 @@ _NO_WORDS = np.zeros(5, np.uint64)
 
 def _sizes(u):
     """Numbers of a sample, and pieces of work in the batch."""
-    size = int(np.prod(u.shape[1:], dtype=int))
+    size = math.prod(u.shape[1:])
     return size, u.shape[0] * -(-size // CHUNK)
 
 

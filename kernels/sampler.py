@@ -18,6 +18,7 @@ With `draw` the noise is made inside, by the counters of kernels/noise.py: the s
 Weighted mean square, the loss: sum over samples of w_b / N_b * sum (a - b)^2; its gradient 2 g w_b / N_b (a - b).
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -259,7 +260,7 @@ _NO_WORDS = np.zeros(5, np.uint64)
 
 
 def _size(u):
-    return int(np.prod(tuple(u.shape[1:]), dtype=int))
+    return math.prod(u.shape[1:])
 
 
 def cpu(u, model, coefficients, without=None, old=None, noise=None, draw=None, estimate=False, out=None, threads=None):

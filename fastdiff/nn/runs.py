@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -161,18 +162,29 @@ class Run:
         partial.replace(self.file)
         (self.folder / "losses.json").write_text(json.dumps(self.losses))
 
-    def train(self, epochs: int, progress=None, every: int = 10):
-        """Train up to `epochs` in all, saving every few; `progress(epoch, loss)` is told of each."""
+    def train(self, epochs: int, progress=None, every: int = 10, seconds: float = 20.0):
+        """Train up to `epochs` in all, saving every few or after so many seconds; `progress(epoch, loss)` is told.
+
+        KeyboardInterrupt comes through and says how much is kept; the next run goes on from there.
+        """
         self.model.train()
-        while self.epoch < epochs:
-            order = np.random.default_rng((self.settings.seed, self.epoch)).permutation(len(self.data.x))
-            parts = torch.from_numpy(order).split(min(self.settings.batch, len(order)))
-            self.losses.append(sum(self._step(part) for part in parts) / len(parts))
-            self.epoch += 1
-            if progress is not None:
-                progress(self.epoch, self.losses[-1])
-            if self.epoch % every == 0 or self.epoch == epochs:
-                self.save()
+        kept, saved = self.epoch, perf_counter()
+        try:
+            while self.epoch < epochs:
+                self._epoch()
+                if progress is not None:
+                    progress(self.epoch, self.losses[-1])
+                if self.epoch % every == 0 or self.epoch == epochs or perf_counter() - saved > seconds:
+                    self.save()
+                    kept, saved = self.epoch, perf_counter()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; {kept} epochs are kept, the same command goes on") from None
+
+    def _epoch(self):
+        order = np.random.default_rng((self.settings.seed, self.epoch)).permutation(len(self.data.x))
+        parts = torch.from_numpy(order).split(min(self.settings.batch, len(order)))
+        self.losses.append(sum(self._step(part) for part in parts) / len(parts))
+        self.epoch += 1
 
     def _step(self, part):
         x = self.data.x[part]

@@ -1,9 +1,8 @@
 """Generative models, measured: fused kernels against torch eager, torch.compile and diffusers; and what models score.
 
 `fastdiff bench generative` measures the speed goals, one row each: A and B take turns in one process; a row's numbers
-are compared first. `fastdiff bench generative --runs FOLDER` scores the training runs in a folder (made with
-`fastdiff train ddpm --out FOLDER/digits-ddpm`, `-heat`, `-vae`, and gs- for fields) beside the real data.
-Writes generative.md and generative.json, and for runs generative-runs.md.
+are compared first. Writes generative.md and generative.json. `fastdiff bench generative --runs FOLDER` trains models
+and scores them, see generative_runs.py.
 """
 
 import argparse
@@ -282,60 +281,6 @@ def blur_rows(options):
 GROUPS = {"noise": noise_rows, "sampler": sampler_rows, "norm": norm_rows, "blur": blur_rows}
 
 
-# -- runs --------------------------------------------------------------------------------------------------------------
-
-
-def score_runs(folder: Path, count: int = 1000):
-    """A table of the runs in a folder: DDPM, DDIM with 20 steps, heat dissipation, VAE; digits and fields."""
-    from fastdiff.nn import scores
-    from fastdiff.nn.runs import Run
-
-    lines = ["# Generative models, scored", "",
-             f"{count} samples each, beside as many of the real data. Accuracy: of a classifier trained on the real "
-             "digits, on the labels that the samples were asked to have (heat dissipation: those of the images it "
-             "started from; the VAE takes no label: the mean confidence instead). Fréchet: distance of the features of "
-             "that classifier. Spectrum: root mean square difference of log10 of the radial power spectra.", "",
-             "| data | model | epochs | s/1000 samples | accuracy | Fréchet | spectrum |",
-             "|---|---|---|---|---|---|---|"]
-    judge = None
-    for name, model, how in (("digits-ddpm", "DDPM, 200 steps", {}),
-                             ("digits-ddpm", "DDIM, 20 steps", {"method": "ddim", "steps": 20}),
-                             ("digits-heat", "heat dissipation", {}), ("digits-vae", "VAE", {}),
-                             ("gs-ddpm", "DDPM, 200 steps", {}),
-                             ("gs-ddpm", "DDIM, 20 steps", {"method": "ddim", "steps": 20}),
-                             ("gs-heat", "heat dissipation", {}), ("gs-vae", "VAE", {})):
-        if not (folder / name / "checkpoint.pt").exists():
-            continue
-        run = Run(folder / name)
-        real = run.data.x
-        if judge is None and run.data.labels is not None:
-            judge, held = scores.train_classifier(real, run.data.labels)
-            half = len(real) // 2
-            lines.append(f"| digits | real data (half against half) | - | - | {held:.1%} (held out) | "
-                         f"{scores.frechet_distance(judge.features(real[:half]), judge.features(real[half:])):.3f} | "
-                         f"{scores.spectrum_distance(real[:half], real[half:]):.3f} |")
-        few = count if run.data.labels is not None else min(count, 128)
-        start = perf_counter()
-        x, labels = run.sample(few, seed=0, **how)
-        spent = (perf_counter() - start) * 1000 / few
-        lines.append(_score_line(scores, name, model, run, x, labels, judge, spent))
-    return "\n".join(lines) + "\n"
-
-
-def _score_line(scores, name, model, run, x, labels, judge, spent):
-    import torch
-
-    right, frechet = "-", "-"
-    if run.data.labels is not None:
-        with torch.no_grad():
-            sure = float(judge(x).softmax(1).amax(1).mean())
-        right = f"{sure:.1%} (confidence)" if labels is None else f"{scores.accuracy(judge, x, labels):.1%}"
-        frechet = f"{scores.frechet_distance(judge.features(x), judge.features(run.data.x)):.3f}"
-    data = "Gray-Scott" if name.startswith("gs") else "digits"
-    return (f"| {data} | {model} | {run.epoch} | {spent:.1f} | {right} | {frechet} | "
-            f"{scores.spectrum_distance(x, run.data.x):.3f} |")
-
-
 def rows(options, only=()):
     """All rows whose group was asked for."""
     for name, make in GROUPS.items():
@@ -351,7 +296,9 @@ def main(args: list[str]) -> int:
     parser.add_argument("--threads", type=int, help="default: all cores we may use")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
-    parser.add_argument("--runs", type=Path, help="score the runs in this folder instead")
+    parser.add_argument("--runs", type=Path, help="train models in this folder, or go on, and score them, instead")
+    parser.add_argument("--minutes", type=float, help="of training at most; the same command goes on")
+    parser.add_argument("--pictures", type=Path, help="where samples are drawn to; default: the folder of the runs")
     parser.add_argument("--out", type=Path, help="folder of the results")
     given = parser.parse_args(args)
     options = Options(use_threads(given.threads), **({"rounds": 1, "scale": 1 / 32} if given.tiny else
@@ -359,10 +306,9 @@ def main(args: list[str]) -> int:
     out = given.out or (Path(tempfile.mkdtemp()) if given.tiny else RESULTS)
     out.mkdir(parents=True, exist_ok=True)
     if given.runs:
-        text = score_runs(given.runs)
-        (out / "generative-runs.md").write_text(text)
-        print(text)
-        return 0
+        from fastdiff.bench import generative_runs
+
+        return generative_runs.main(given.runs, out, given.minutes, given.pictures)
     start, about, found = perf_counter(), machine_line(options), []
     import torch
 
@@ -378,4 +324,4 @@ def main(args: list[str]) -> int:
     return 0 if all(row.met for row in found) else 1
 
 
-__all__ = ["compare", "main", "rows", "score_runs"]
+__all__ = ["compare", "main", "rows"]

@@ -5,17 +5,16 @@ from typing import Any
 import numpy as np
 
 from fastdiff.kernels import _cuda
-from fastdiff.kernels._threads import default_threads, together
+from fastdiff.kernels._threads import default_threads
 
 CHUNK = 4096  # numbers of a sample that one worker takes at a time: three or four arrays of them fit in L1
-SERIAL = 1 << 16  # fewer numbers than this are not worth a second thread: to wake it takes as long
+SERIAL = 1 << 15  # less work than this is not worth a second thread
 
 
-def share(run, pieces: int, numbers: int, threads: int | None = None) -> None:
-    """Run `run(counter)` on several threads; each takes pieces by `atomic_add(counter, 0, 1)` until none is left."""
+def workers_for(pieces: int, numbers: int, threads: int | None = None) -> int:
+    """How many workers so many pieces of work deserve; `numbers`: the work, in numbers that take a while each."""
     threads = default_threads() if threads is None else threads
-    counter = np.zeros(1, np.int64)
-    together(lambda: run(counter), 1 if numbers < SERIAL else min(threads, pieces))
+    return 1 if numbers < SERIAL else max(1, min(threads, pieces))
 
 
 def flat(array, dtype) -> np.ndarray:
@@ -70,4 +69,4 @@ def grid_for(numbers: int, threads: int = 256) -> tuple[int, int]:
     return max(1, min(-(-numbers // threads), 32 * _cuda.multiprocessors())), threads
 
 
-__all__ = ["CHUNK", "SERIAL", "dtype_of", "flat", "grid_for", "launch", "like", "line", "share"]
+__all__ = ["CHUNK", "SERIAL", "dtype_of", "flat", "grid_for", "launch", "like", "line", "workers_for"]

@@ -15,15 +15,20 @@ cancellation, one reading. Shapes: u (B, C, ...), gain and bias (B, C), mean and
 A group is one worker's, so that results do not depend on the threads.
 """
 
+import math
 
 import numpy as np
 from numba import njit
 
 from fastdiff.kernels import _cuda
 from fastdiff.kernels._contract import Kernel, Launch
-from fastdiff.kernels._jit import FASTMATH, FLAGS, atomic_add, inner, kernel, wide_vectors
+from fastdiff.kernels._jit import FASTMATH, FLAGS, inner, kernel, wide_vectors
 from fastdiff.kernels._math import exp
-from fastdiff.kernels._pointwise import CHUNK, dtype_of, flat, launch, like, line, share
+from fastdiff.kernels._pointwise import CHUNK, dtype_of, flat, launch, like, line, workers_for
+from fastdiff.kernels._run import SECOND, THIRD
+from fastdiff.kernels._stream import fetch, finish_stream, stream
+from fastdiff.kernels._team import counters, entry_of, next_piece, number_of, run, together
+from fastdiff.kernels._threads import scratch
 
 
 def _grouped(a, groups):
@@ -72,6 +77,10 @@ def reference_backward(u, cotangent, mean, rate, gain, bias, silu=True, out=None
 
 # -- compiled ----------------------------------------------------------------------------------------------------------
 
+TILE = 1024  # numbers that are finished in L1 before they are written
+HELD = SECOND // 2  # bytes of a group whose slopes are kept in cache between the two sweeps of the backward pass
+AROUND = THIRD  # bytes of input and result from which on the result goes past the caches
+
 _sum = njit(fastmath={*FASTMATH, "reassoc"}, **FLAGS)  # one order, fixed when compiled; NaN stays visible
 
 
@@ -112,116 +121,164 @@ def _mean_and_squares(u, lo, hi, sizes, zero):
 
 
 @inner
-def _apply(out, u, a, b, lo, hi, one):
+def _silu(t, u, a, b, lo, hi, one):
     for i in range(lo, hi):
         z = a * u[i] + b
-        out[i] = z / (one + exp(-z))
+        t[i - lo] = z / (one + exp(-z))
 
 
 @inner
-def _apply_residual(out, u, r, a, b, lo, hi, one):
+def _linear(t, u, a, b, lo, hi):
     for i in range(lo, hi):
-        z = a * u[i] + b
-        out[i] = z / (one + exp(-z)) + r[i]
+        t[i - lo] = a * u[i] + b
 
 
 @inner
-def _linear(out, u, a, b, lo, hi):
+def _plus(t, r, lo, hi):
     for i in range(lo, hi):
-        out[i] = a * u[i] + b
+        t[i - lo] += r[i]
 
 
 @inner
-def _linear_residual(out, u, r, a, b, lo, hi):
+def _put(out, t, lo, hi):
     for i in range(lo, hi):
-        out[i] = (a * u[i] + b) + r[i]
+        out[i] = t[i - lo]
 
 
 @kernel()
-def run_forward(counter, u, gain, bias, residual, sizes, out, mean, rate, channels, points, silu, added):
-    """Worker: groups of `channels` channels of `points` points. sizes: chunk, rest, group, eps, 0, 1, as floats."""
+def run_forward(counter, u, gain, bias, residual, sizes, scrap, out, mean, rate, channels, points, silu, added, around):
+    """Worker: groups of `channels` channels of `points` points. sizes: chunk, rest, group, eps, 0, 1, as floats.
+
+    `scrap` holds `TILE` numbers for each worker. `around`: results go to memory past the caches.
+    """
     wide_vectors()
-    channels, points = np.uint64(channels), np.uint64(points)
+    channels, points, tile = np.uint64(channels), np.uint64(points), np.uint64(TILE)
     eps, zero, one = sizes[3], sizes[4], sizes[5]
+    me, group = number_of(counter), channels * points
+    t = scrap[me * TILE : (me + 1) * TILE]
     while True:
-        g = np.uint64(atomic_add(counter, 0, 1))
+        g = next_piece(counter, me, len(mean))
         if g >= np.uint64(len(mean)):
             break
         first = g * channels
-        m, squares = _mean_and_squares(u, first * points, (first + channels) * points, sizes, zero)
+        m, squares = _mean_and_squares(u, first * points, first * points + group, sizes, zero)
         r = one / np.sqrt(squares / sizes[2] + eps)
         mean[g] = m
         rate[g] = r
         for c in range(first, first + channels):
             a = gain[c] * r
-            b, lo, hi = bias[c] - a * m, c * points, (c + np.uint64(1)) * points
-            if silu:
+            b, lo, end = bias[c] - a * m, c * points, (c + np.uint64(1)) * points
+            while lo < end:
+                hi = min(lo + tile, end)
+                fetch(u, lo + group, hi + group)
                 if added:
-                    _apply_residual(out, u, residual, a, b, lo, hi, one)
+                    fetch(residual, lo + tile, hi + tile)
+                if silu:
+                    _silu(t, u, a, b, lo, hi, one)
                 else:
-                    _apply(out, u, a, b, lo, hi, one)
-            elif added:
-                _linear_residual(out, u, residual, a, b, lo, hi)
-            else:
-                _linear(out, u, a, b, lo, hi)
+                    _linear(t, u, a, b, lo, hi)
+                if added:
+                    _plus(t, residual, lo, hi)
+                if around:
+                    stream(out, lo, t, np.uint64(0), hi - lo)
+                else:
+                    _put(out, t, lo, hi)
+                lo = hi
+    if around:
+        finish_stream()
 
 
 @_sum
-def _slope(dx, u, g, m, r, a, b, lo, hi, zero, one):
-    """dz into dx, and its sums with 1 and xn."""
+def _slope(dz, into, u, g, m, r, a, b, lo, hi, zero, one):
+    """dz to dz[into:], and its sums with 1 and xn."""
     first, second = zero, zero
     for i in range(lo, hi):
         xn = (u[i] - m) * r
         z = a * xn + b
         s = one / (one + exp(-z))
-        dz = g[i] * (s * (one + z * (one - s)))
-        dx[i] = dz
-        first += dz
-        second += dz * xn
+        d = g[i] * (s * (one + z * (one - s)))
+        dz[into + (i - lo)] = d
+        first += d
+        second += d * xn
     return first, second
 
 
 @_sum
-def _slope_linear(dx, u, g, m, r, lo, hi, zero):
+def _slope_linear(dz, into, u, g, m, r, lo, hi, zero):
     first, second = zero, zero
     for i in range(lo, hi):
-        dx[i] = g[i]
-        first += g[i]
-        second += g[i] * ((u[i] - m) * r)
+        d = g[i]
+        dz[into + (i - lo)] = d
+        first += d
+        second += d * ((u[i] - m) * r)
     return first, second
 
 
 @inner
-def _finish(dx, u, m, r, k, k1, k2, lo, hi):
-    """dx = r (gain dz - k1 - xn k2), from dz in dx."""
+def _finish(t, dz, into, u, m, r, k, k1, k2, lo, hi):
+    """t = r (gain dz - k1 - xn k2)."""
     for i in range(lo, hi):
-        dx[i] = (k * dx[i] - k1) - ((u[i] - m) * r) * k2
+        t[i - lo] = (k * dz[into + (i - lo)] - k1) - ((u[i] - m) * r) * k2
 
 
 @kernel()
-def run_backward(counter, u, cotangent, mean, rate, gain, bias, sizes, dx, dgain, dbias, channels, points, silu):
-    """Worker: as `run_forward`."""
+def run_backward(counter, u, cotangent, mean, rate, gain, bias, sizes, scrap, dx, dgain, dbias, channels, points, silu,
+                 around, held):
+    """Worker: as `run_forward`. `held`: the slopes of a group fit into `scrap`, `TILE` and a group for each worker."""
     wide_vectors()
-    channels, points = np.uint64(channels), np.uint64(points)
-    zero, one = sizes[4], sizes[5]
+    channels, points, tile = np.uint64(channels), np.uint64(points), np.uint64(TILE)
+    zero, one, next_channel = sizes[4], sizes[5], np.uint64(1)
+    me, group = number_of(counter), channels * points
+    size = np.int64(TILE) + (np.int64(group) if held else np.int64(0))
+    t = scrap[me * size : me * size + TILE]
+    slopes = scrap[me * size + TILE : (me + 1) * size] if held else dx
     while True:
-        g = np.uint64(atomic_add(counter, 0, 1))
+        g = next_piece(counter, me, len(mean))
         if g >= np.uint64(len(mean)):
             break
         m, r, first, second = mean[g], rate[g], zero, zero
-        for c in range(g * channels, (g + np.uint64(1)) * channels):
-            lo, hi = c * points, (c + np.uint64(1)) * points
+        begin = np.uint64(0) if held else g * group
+        for c in range(g * channels, (g + next_channel) * channels):
+            lo, hi = c * points, (c + next_channel) * points
+            into = begin + (lo - g * group)
             if silu:
-                one_sum, xn_sum = _slope(dx, u, cotangent, m, r, gain[c], bias[c], lo, hi, zero, one)
+                one_sum, xn_sum = _slope(slopes, into, u, cotangent, m, r, gain[c], bias[c], lo, hi, zero, one)
             else:
-                one_sum, xn_sum = _slope_linear(dx, u, cotangent, m, r, lo, hi, zero)
+                one_sum, xn_sum = _slope_linear(slopes, into, u, cotangent, m, r, lo, hi, zero)
             dbias[c] = one_sum
             dgain[c] = xn_sum
             first += gain[c] * one_sum
             second += gain[c] * xn_sum
         first, second = r * (first / sizes[2]), r * (second / sizes[2])
-        for c in range(g * channels, (g + np.uint64(1)) * channels):
-            _finish(dx, u, m, r, r * gain[c], first, second, c * points, (c + np.uint64(1)) * points)
+        for c in range(g * channels, (g + next_channel) * channels):
+            lo, end = c * points, (c + next_channel) * points
+            while lo < end:
+                hi = min(lo + tile, end)
+                fetch(u, lo + group, hi + group)
+                fetch(cotangent, lo + group, hi + group)
+                _finish(t, slopes, begin + (lo - g * group), u, m, r, r * gain[c], first, second, lo, hi)
+                if around:
+                    stream(dx, lo, t, np.uint64(0), hi - lo)
+                else:
+                    _put(dx, t, lo, hi)
+                lo = hi
+    if around:
+        finish_stream()
+
+
+_forward_entry, _backward_entry = entry_of(run_forward), entry_of(run_backward)
+
+
+@kernel()
+def forward_together(board, helpers, args):
+    """`run_forward` with helpers."""
+    together(board, helpers, _forward_entry, args)
+
+
+@kernel()
+def backward_together(board, helpers, args):
+    """`run_backward` with helpers."""
+    together(board, helpers, _backward_entry, args)
 
 
 # -- calls -------------------------------------------------------------------------------------------------------------
@@ -243,7 +300,7 @@ def _sizes(channels, points, eps, dtype):
 
 def _counts(shape, groups):
     check_groups(shape[1], groups)
-    return shape[1] // groups, int(np.prod(tuple(shape[2:]), dtype=int))
+    return shape[1] // groups, math.prod(shape[2:])
 
 
 def cpu(u, gain, bias, groups, eps, silu=True, residual=None, out=None, threads=None):
@@ -254,8 +311,10 @@ def cpu(u, gain, bias, groups, eps, silu=True, residual=None, out=None, threads=
     x, a, b = flat(u, dtype), flat(gain, dtype), flat(bias, dtype)
     r, added = (x, False) if residual is None else (flat(residual, dtype), True)
     sizes, there = _sizes(channels, points, eps, dtype), [o.reshape(-1) for o in out]
-    share(lambda counter: run_forward(counter, x, a, b, r, sizes, *there, channels, points, silu, added),
-          len(u) * groups, u.size, threads)
+    workers, around = workers_for(len(u) * groups, u.size, threads), 2 * u.nbytes >= AROUND
+    scrap = scratch(workers * TILE, dtype)
+    run(forward_together, (counters(workers), x, a, b, r, sizes, scrap, *there, channels, points, silu, added, around),
+        workers)
     return out
 
 
@@ -266,8 +325,10 @@ def backward(u, cotangent, mean, rate, gain, bias, silu=True, out=None, threads=
     out = (np.empty_like(u), np.empty_like(gain), np.empty_like(gain)) if out is None else out
     given = [flat(a, dtype) for a in (u, cotangent, mean, rate, gain, bias)]
     sizes, there = _sizes(channels, points, 0, dtype), [o.reshape(-1) for o in out]
-    share(lambda counter: run_backward(counter, *given, sizes, *there, channels, points, silu),
-          mean.size, u.size, threads)
+    workers, held = workers_for(mean.size, u.size, threads), channels * points * dtype.itemsize <= HELD
+    scrap = scratch(workers * (TILE + (channels * points if held else 0)), dtype)
+    flags = channels, points, silu, 2 * u.nbytes >= AROUND, held
+    run(backward_together, (counters(workers), *given, sizes, scrap, *there, *flags), workers)
     return out
 
 
@@ -357,8 +418,8 @@ def _machine_code(backwards):
         a, n, flag = types.Array(from_dtype(dtype), 1, "C"), types.Array(types.int64, 1, "C"), types.boolean
         numbers = types.int64, types.int64, flag
         if backwards:
-            return [(run_backward, (n, *[a] * 10, *numbers))]
-        return [(run_forward, (n, *[a] * 8, *numbers, flag))]
+            return [(run_backward, (n, *[a] * 11, *numbers, flag, flag))]
+        return [(run_forward, (n, *[a] * 9, *numbers, flag, flag))]
 
     return machine_code
 

@@ -14,14 +14,16 @@ are a pair of Box and Muller. The counter is (16 g + l, b, r): no two numbers sh
 Shapes: u, noise, x_t and target alike, (B, ...); coefficients (B, 4), each line (a, s, p, q). Units: any.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastdiff.kernels._contract import Kernel, Launch
-from fastdiff.kernels._jit import atomic_add, inner, kernel, wide_vectors
+from fastdiff.kernels._jit import inner, kernel, wide_vectors
 from fastdiff.kernels._philox import everywhere, normal_pair, philox, split
-from fastdiff.kernels._pointwise import CHUNK, dtype_of, flat, grid_for, launch, like, line, share
+from fastdiff.kernels._pointwise import CHUNK, dtype_of, flat, grid_for, launch, like, line, workers_for
+from fastdiff.kernels._team import counters, entry_of, next_piece, number_of, run, together
 from fastdiff.kernels._threads import scratch
 
 GROUP, LANES = 64, 16
@@ -135,9 +137,10 @@ def run_noise(counter, u, coefficients, noise, words, z, out, target, size, give
     chunk, part, none = np.uint64(CHUNK), np.uint64(PART), np.uint64(0)
     size = np.uint64(size)
     cuts = (size + chunk - np.uint64(1)) // chunk
-    pieces = np.uint64(len(u)) // max(size, np.uint64(1)) * cuts
+    pieces, me = np.uint64(len(u)) // max(size, np.uint64(1)) * cuts, number_of(counter)
+    z = z[me * PART : (me + 1) * PART]
     while True:
-        piece = np.uint64(atomic_add(counter, 0, 1))
+        piece = next_piece(counter, me, pieces)
         if piece >= pieces:
             break
         b, begin = piece // cuts, piece % cuts * chunk
@@ -170,9 +173,10 @@ def run_normal(counter, words, z, out, size):
     chunk, part = np.uint64(CHUNK), np.uint64(PART)
     size = np.uint64(size)
     cuts = (size + chunk - np.uint64(1)) // chunk
-    pieces = np.uint64(len(out)) // max(size, np.uint64(1)) * cuts
+    pieces, me = np.uint64(len(out)) // max(size, np.uint64(1)) * cuts, number_of(counter)
+    z = z[me * PART : (me + 1) * PART]
     while True:
-        piece = np.uint64(atomic_add(counter, 0, 1))
+        piece = next_piece(counter, me, pieces)
         if piece >= pieces:
             break
         b, begin = piece // cuts, piece % cuts * chunk
@@ -186,6 +190,21 @@ def run_normal(counter, words, z, out, size):
             begin += part
 
 
+_noise_entry, _normal_entry = entry_of(run_noise), entry_of(run_normal)
+
+
+@kernel()
+def noise_together(board, helpers, args):
+    """`run_noise` with helpers."""
+    together(board, helpers, _noise_entry, args)
+
+
+@kernel()
+def normal_together(board, helpers, args):
+    """`run_normal` with helpers."""
+    together(board, helpers, _normal_entry, args)
+
+
 # -- calls -----------------------------------------------------------------------------------------------------------
 
 _NO_WORDS = np.zeros(5, np.uint64)
@@ -193,7 +212,7 @@ _NO_WORDS = np.zeros(5, np.uint64)
 
 def _sizes(u):
     """Numbers of a sample, and pieces of work in the batch."""
-    size = int(np.prod(u.shape[1:], dtype=int))
+    size = math.prod(u.shape[1:])
     return size, u.shape[0] * -(-size // CHUNK)
 
 
@@ -210,8 +229,9 @@ def cpu(u, coefficients, noise=None, draw: Any = None, target=False, out=None, t
     x, k = flat(u, u.dtype), flat(coefficients, u.dtype)
     e, words = (flat(noise, u.dtype), _NO_WORDS) if given else (x, draw.words())
     there = first.reshape(-1), second.reshape(-1)
-    share(lambda counter: run_noise(counter, x, k, e, words, scratch(PART, u.dtype), *there, size, given, target),
-          pieces, x.size // (16 if given else 1), threads)
+    workers = workers_for(pieces, x.size // (4 if given else 1), threads)
+    z = scratch(workers * PART, u.dtype)
+    run(noise_together, (counters(workers), x, k, e, words, z, *there, size, given, target), workers)
     return out
 
 
@@ -220,7 +240,8 @@ def normal(like, draw, out=None, threads=None):
     out = np.empty_like(like) if out is None else out
     size, pieces = _sizes(out)
     words, there = draw.words(), out.reshape(-1)
-    share(lambda counter: run_normal(counter, words, scratch(PART, out.dtype), there, size), pieces, out.size, threads)
+    workers = workers_for(pieces, out.size, threads)
+    run(normal_together, (counters(workers), words, scratch(workers * PART, out.dtype), there, size), workers)
     return out
 
 

@@ -18,14 +18,16 @@ With `draw` the noise is made inside, by the counters of kernels/noise.py: the s
 Weighted mean square, the loss: sum over samples of w_b / N_b * sum (a - b)^2; its gradient 2 g w_b / N_b (a - b).
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from fastdiff.kernels._contract import Kernel, Launch
-from fastdiff.kernels._jit import FASTMATH, FLAGS, atomic_add, inner, kernel, wide_vectors
-from fastdiff.kernels._pointwise import CHUNK, dtype_of, flat, grid_for, launch, like, line, share
+from fastdiff.kernels._jit import FASTMATH, FLAGS, inner, kernel, wide_vectors
+from fastdiff.kernels._pointwise import CHUNK, dtype_of, flat, grid_for, launch, like, line, workers_for
+from fastdiff.kernels._team import counters, entry_of, next_piece, number_of, run, together
 from fastdiff.kernels._threads import scratch
 from fastdiff.kernels.noise import (
     PART,
@@ -152,10 +154,11 @@ def run_step(counter, u, m, without, old, noise, k, words, z, out, data, size, g
     chunk, part, zero = np.uint64(CHUNK), np.uint64(PART), np.uint64(0)
     size = np.uint64(size)
     cuts = (size + chunk - np.uint64(1)) // chunk
-    pieces = np.uint64(len(u)) // max(size, np.uint64(1)) * cuts
+    pieces, me = np.uint64(len(u)) // max(size, np.uint64(1)) * cuts, number_of(counter)
+    z = z[me * PART : (me + 1) * PART]
     cx, cm, c, kd, kx, km, ko, s, w = k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8]
     while True:
-        piece = np.uint64(atomic_add(counter, 0, 1))
+        piece = next_piece(counter, me, pieces)
         if piece >= pieces:
             break
         b, begin = piece // cuts, piece % cuts * chunk
@@ -198,9 +201,9 @@ def run_loss(counter, u, v, zero, out, size):
     """Worker: the sum of squares of each piece, to out[piece]."""
     wide_vectors()
     chunk, size = np.uint64(CHUNK), np.uint64(size)
-    cuts = (size + chunk - np.uint64(1)) // chunk
+    cuts, me = (size + chunk - np.uint64(1)) // chunk, number_of(counter)
     while True:
-        piece = np.uint64(atomic_add(counter, 0, 1))
+        piece = next_piece(counter, me, len(out))
         if piece >= np.uint64(len(out)):
             break
         b, begin = piece // cuts, piece % cuts * chunk
@@ -220,14 +223,35 @@ def run_loss_gradient(counter, u, v, k, out, size):
     wide_vectors()
     chunk, size = np.uint64(CHUNK), np.uint64(size)
     cuts = (size + chunk - np.uint64(1)) // chunk
-    pieces = np.uint64(len(k)) * cuts
+    pieces, me = np.uint64(len(k)) * cuts, number_of(counter)
     while True:
-        piece = np.uint64(atomic_add(counter, 0, 1))
+        piece = next_piece(counter, me, pieces)
         if piece >= pieces:
             break
         b, begin = piece // cuts, piece % cuts * chunk
         end = min(begin + chunk, size)
         _scaled_difference(out, u, v, k[b], b * size + begin, b * size + end)
+
+
+_step_entry, _loss_entry, _gradient_entry = entry_of(run_step), entry_of(run_loss), entry_of(run_loss_gradient)
+
+
+@kernel()
+def step_together(board, helpers, args):
+    """`run_step` with helpers."""
+    together(board, helpers, _step_entry, args)
+
+
+@kernel()
+def loss_together(board, helpers, args):
+    """`run_loss` with helpers."""
+    together(board, helpers, _loss_entry, args)
+
+
+@kernel()
+def gradient_together(board, helpers, args):
+    """`run_loss_gradient` with helpers."""
+    together(board, helpers, _gradient_entry, args)
 
 
 # -- calls -------------------------------------------------------------------------------------------------------------
@@ -236,7 +260,7 @@ _NO_WORDS = np.zeros(5, np.uint64)
 
 
 def _size(u):
-    return int(np.prod(tuple(u.shape[1:]), dtype=int))
+    return math.prod(u.shape[1:])
 
 
 def cpu(u, model, coefficients, without=None, old=None, noise=None, draw=None, estimate=False, out=None, threads=None):
@@ -250,11 +274,11 @@ def cpu(u, model, coefficients, without=None, old=None, noise=None, draw=None, e
     noisy = GIVEN if noise is not None else NONE if draw is None else DRAWN
     words = draw.words() if draw is not None and noisy == DRAWN else _NO_WORDS
 
-    def run(counter):
-        run_step(counter, x, m, other, before, e, k, words, scratch(PART, dtype), new, data, size, without is not None,
-                 old is not None, noisy, estimate)
-
-    share(run, u.shape[0] * -(-size // CHUNK), x.size // (1 if noisy == DRAWN else 16), threads)
+    numbers = x.size // (1 if noisy == DRAWN else 4)
+    workers = workers_for(u.shape[0] * -(-size // CHUNK), numbers, threads)
+    flags = size, without is not None, old is not None, noisy, estimate
+    z = scratch(workers * PART, dtype)
+    run(step_together, (counters(workers), x, m, other, before, e, k, words, z, new, data, *flags), workers)
     return out
 
 
@@ -264,7 +288,8 @@ def loss(u, target, weight, out=None, threads=None):
     out = np.empty(len(u), dtype) if out is None else out
     cuts = -(-size // CHUNK)
     sums, a, b = np.zeros(len(u) * cuts, dtype), flat(u, dtype), flat(target, dtype)
-    share(lambda counter: run_loss(counter, a, b, np.zeros(1, dtype), sums, size), len(sums), a.size // 16, threads)
+    workers = workers_for(len(sums), a.size // 4, threads)
+    run(loss_together, (counters(workers), a, b, np.zeros(1, dtype), sums, size), workers)
     out[...] = weight * sums.reshape(len(u), cuts).sum(1, dtype=np.float64) / max(size, 1) if len(u) else 0
     return out
 
@@ -274,8 +299,8 @@ def loss_gradient(u, target, weight, out=None, threads=None):
     out = np.empty_like(u) if out is None else out
     size, dtype = _size(u), u.dtype
     k, a, b = flat(2 * weight.astype(np.float64) / max(size, 1), dtype), flat(u, dtype), flat(target, dtype)
-    share(lambda counter: run_loss_gradient(counter, a, b, k, out.reshape(-1), size), len(k) * -(-size // CHUNK),
-          a.size // 16, threads)
+    workers = workers_for(len(k) * -(-size // CHUNK), a.size // 4, threads)
+    run(gradient_together, (counters(workers), a, b, k, out.reshape(-1), size), workers)
     return out
 
 

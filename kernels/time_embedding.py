@@ -11,9 +11,10 @@ Shapes: t (B,), frequencies (half,), result (B, 2 half).
 import numpy as np
 
 from fastdiff.kernels._contract import Kernel, Launch
-from fastdiff.kernels._jit import atomic_add, kernel, wide_vectors
+from fastdiff.kernels._jit import kernel, wide_vectors
 from fastdiff.kernels._math import cos, sin
-from fastdiff.kernels._pointwise import flat, grid_for, launch, line, share
+from fastdiff.kernels._pointwise import flat, grid_for, launch, line, workers_for
+from fastdiff.kernels._team import counters, entry_of, next_piece, number_of, run, together
 
 
 def frequencies(half: int, period: float = 10000.0, shift: float = 0.0) -> np.ndarray:
@@ -31,9 +32,9 @@ def reference(t, frequencies, out=None):
 def run_embedding(counter, t, frequencies, out):
     """Worker: lines of the result until none is left."""
     wide_vectors()
-    half = np.uint64(len(frequencies))
+    half, me = np.uint64(len(frequencies)), number_of(counter)
     while True:
-        b = np.uint64(atomic_add(counter, 0, 1))
+        b = next_piece(counter, me, len(t))
         if b >= np.uint64(len(t)):
             break
         at, now = b * (half + half), t[b]
@@ -43,11 +44,21 @@ def run_embedding(counter, t, frequencies, out):
             out[at + half + j] = sin(x)
 
 
+_entry = entry_of(run_embedding)
+
+
+@kernel()
+def embedding_together(board, helpers, args):
+    """`run_embedding` with helpers."""
+    together(board, helpers, _entry, args)
+
+
 def cpu(t, frequencies, out=None, threads=None):
     """The embedding (B, 2 half)."""
     out = np.empty((len(t), 2 * len(frequencies)), t.dtype) if out is None else out
     a, b = flat(t, t.dtype), flat(frequencies, t.dtype)
-    share(lambda counter: run_embedding(counter, a, b, out.reshape(-1)), len(a), out.size, threads)
+    workers = workers_for(len(a), out.size, threads)
+    run(embedding_together, (counters(workers), a, b, out.reshape(-1)), workers)
     return out
 
 

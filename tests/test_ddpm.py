@@ -50,6 +50,18 @@ def test_schedules_equal_their_definitions():
         "cosine": cumulated(lambda t: cos((t + 0.008) / 1.008 * pi / 2) ** 2),
         "sigmoid": cumulated(lambda t: (sigmoid(3) - sigmoid(6 * t - 3)) / (sigmoid(3) - sigmoid(-3))),
     }
+    def from_betas(beta):
+        product, found = 1.0, []
+        for t in range(1000):
+            product *= 1 - beta(t / 999)
+            found.append(product)
+        return found
+
+    expected |= {
+        "linear": from_betas(lambda t: 1e-4 + t * (0.02 - 1e-4)),
+        "scaled_linear": from_betas(lambda t: (0.00085**0.5 + t * (0.012**0.5 - 0.00085**0.5)) ** 2),
+        "sigmoid_beta": from_betas(lambda t: sigmoid(12 * t - 6) * (0.02 - 1e-4) + 1e-4),
+    }
     for name, table in expected.items():
         np.testing.assert_allclose(make_schedule(name).alpha_bar, table, rtol=1e-12, atol=1e-24)
     level = make_schedule("vp").at([0.0, 0.3, 1.0])

@@ -40,6 +40,27 @@ def test_a_run_resumes_bit_by_bit(model, data, tmp_path):
     assert torch.equal(whole.sample(4, seed=1)[0], resumed.sample(4, seed=1)[0])
 
 
+def test_an_interrupted_run_goes_on(data, tmp_path):
+    """Ctrl-C in the middle of an epoch: what was saved is gone on with, as if nothing had been."""
+    run, steps = Run(tmp_path / "cut", settings(), data), []
+
+    def stop(part, step=run._step):
+        steps.append(1)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return step(part)
+
+    run._step = stop  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(KeyboardInterrupt, match="1 epochs are kept, the same command goes on"):
+        run.train(2, seconds=0.0)
+    again, whole = Run(tmp_path / "cut", settings(), data), Run(tmp_path / "whole", settings(), data)
+    assert again.epoch == 1
+    again.train(2)
+    whole.train(2)
+    assert again.losses == whole.losses
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), whole.model.parameters()))
+
+
 def test_a_folder_of_another_run_is_refused(data, tmp_path):
     Run(tmp_path, settings(), data).train(1)
     with pytest.raises(ValueError, match="holds a run of other settings.*levels.*choose another folder"):
@@ -80,6 +101,39 @@ def test_fields_of_our_generator(tmp_path):
     assert x.shape == (2, 1, 16, 16) and labels is None
     raw = fd.data.open(path)[0]["fields"][1].numpy()
     np.testing.assert_allclose(run.data.back(run.data.x[:1])[0], raw, atol=1e-5 * np.abs(raw).max())
+
+
+def test_texts_of_a_data_set_are_its_labels(tmp_path):
+    from dataclasses import replace
+
+    import fastdiff as fd
+    from fastdiff.bench.generative_runs import FIELD_RECIPE
+
+    path = tmp_path / "fields.h5"
+    fd.data.generate(replace(FIELD_RECIPE, t_end=40.0), path, samples=8, shape=(16, 16), frames=2, seed=1)
+    data, texts = load(str(path)), fd.data.open(path).labels["pattern"]
+    assert data.labels is not None and [data.names[k] for k in data.labels] == texts
+    run = Run(tmp_path / "run", settings(data=str(path)), data)
+    run.train(1)
+    assert run.sample(5, method="ddim", steps=2)[1].tolist() == [k % len(data.names) for k in range(5)]
+
+
+def test_the_table_of_runs(tmp_path):
+    """Trained in two goes, scored, drawn."""
+    pytest.importorskip("sklearn")
+    from fastdiff.bench.generative_runs import Trained, score, train
+
+    small = {"width": 8, "levels": 10}
+    runs = [Trained(f"digits-{m}", {"model": m, **small}, 1) for m in ("ddpm", "heat", "vae")]
+    told = []
+    assert not train(tmp_path, 0.0, runs, told.append) and "same command" in told[-1]
+    assert train(tmp_path, None, runs, told.append)
+    lines = score(tmp_path, tmp_path / "pictures", 40, runs).splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line.startswith("| digits")]
+    assert [c[1].split(",")[0] for c in cells] == ["real data", "DDPM", "DDIM", "heat dissipation", "VAE"]
+    assert float(cells[0][4].split("%")[0]) > 90  # the classifier knows the real digits
+    assert all(float(c[5]) > float(cells[0][5]) for c in cells[1:])  # nothing is learnt in one epoch
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 5
 
 
 # -- scores ----------------------------------------------------------------------------------------------------------

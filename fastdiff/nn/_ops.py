@@ -28,6 +28,41 @@ def op(schema: str, cpu, fake, cuda=None) -> Any:
     return getattr(torch.ops.fastdiff, name).default
 
 
+def array(t) -> Any:
+    """The NumPy view of a CPU tensor, a copy if it is not contiguous; None stays None."""
+    if t is None:
+        return None
+    return t.numpy() if t.is_contiguous() and not t.requires_grad else t.detach().contiguous().numpy()
+
+
 def arrays(*tensors):
     """NumPy views of CPU tensors (copies of those that are not contiguous); None stays None."""
-    return tuple(None if t is None else t.detach().contiguous().numpy() for t in tensors)
+    return tuple(map(array, tensors))
+
+
+def into(function, empty):
+    """An implementation for the CPU: `function(*arrays, out=...)` fills the tensors that `empty(*tensors)` makes.
+
+    Memory comes from torch: it begins at a cache line, as wide vectors like it, and is handed out again.
+    """
+
+    def run(*args):
+        given = [array(a) if isinstance(a, torch.Tensor) else a for a in args]
+        out = empty(*args)
+        function(*given, out=tuple(map(array, out)) if isinstance(out, tuple) else array(out))
+        return out
+
+    return run
+
+
+def plain(*tensors) -> bool:
+    """Whether a CPU kernel may take these tensors at once: nothing is traced, transformed or differentiated.
+
+    An operator and an `autograd.Function` around it cost as much as a small kernel.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return False
+    grad = torch.is_grad_enabled()
+    return all(type(t) is torch.Tensor and t.is_cpu and not (grad and t.requires_grad) for t in tensors)

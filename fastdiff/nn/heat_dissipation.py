@@ -5,6 +5,7 @@ time for all boundaries that have sines and cosines), or the package's own time 
 """
 
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ class Blur:
                 raise ValueError(f'{reason or "only the heat equation has modes"}: use symbol="march"')
             _homogeneous(self.grid, boundary)
         self._matrices = lru_cache(maxsize=4096)(self._matrices_at)
+        self._factors = lru_cache(maxsize=4096)(self._factors_at)
 
     def __call__(self, u, tau):
         """u (batch, channels, *shape) at times tau: one number, or (batch,) of them."""
@@ -73,14 +75,33 @@ class Blur:
         return tuple(torch.from_numpy(m).to(device, dtype) for m in axis_matrices(
             self.grid, self.boundary, self.equation.diffusivity, tau, self.symbol))
 
+    def _factors_at(self, tau: float, dtype, device):
+        """Two thin matrices for each axis whose product is the propagator, or None where they would not be thin.
+
+        A blur leaves few modes: those below a rounding error of the largest are left out.
+        """
+        floor, pairs = np.finfo(str(dtype).removeprefix("torch.")).eps / 8, []
+        for m in axis_matrices(self.grid, self.boundary, self.equation.diffusivity, tau, self.symbol):
+            left, size, right = np.linalg.svd(m)
+            keep = int((size > floor * size[0]).sum())
+            if 2 * keep >= len(m):
+                return None
+            pairs.append([torch.from_numpy(np.ascontiguousarray(part)).to(device, dtype)
+                          for part in (right[:keep], left[:, :keep] * size[:keep])])
+        return pairs
+
     def _spectral(self, u, tau):
-        alike = len(tau) > 0 and (tau == tau[0]).all()
-        keys = tau[:1] if alike else tau
-        found = [self._matrices(float(t), u.dtype, u.device) for t in keys]
-        x = u.contiguous()
-        for axis in range(self.grid.ndim):
-            m = found[0][axis] if alike else torch.stack([f[axis] for f in found])
-            x = _along(x, m, axis, self.grid.ndim)
+        alike, x, axes = len(tau) > 0 and (tau == tau[0]).all(), u.contiguous(), range(self.grid.ndim)
+        if alike:
+            thin = self._factors(float(tau[0]), u.dtype, u.device)
+            whole = None if thin else self._matrices(float(tau[0]), u.dtype, u.device)
+            todo = ([(thin[a][0], a) for a in axes[::-1]] + [(thin[a][1], a) for a in axes] if thin
+                    else [(whole[a], a) for a in axes])  # pyright: ignore[reportOptionalSubscript]
+        else:
+            found = [self._matrices(float(t), u.dtype, u.device) for t in tau]
+            todo = [(torch.stack([f[a] for f in found]), a) for a in axes] if found else []
+        for matrix, axis in todo:
+            x = _along(x, matrix, axis, self.grid.ndim)
         return x
 
     # -- time steps ----------------------------------------------------------------------------------------------------
@@ -129,19 +150,17 @@ def axis_matrices(grid, boundary, diffusivity, tau, symbol="exact") -> list[np.n
 
 
 def _along(x, matrix, axis, ndim):
-    """A matrix, or one for each sample, times the lines of x along one axis."""
+    """A matrix (m, n), or one for each sample, times the lines of x along one axis of n points, then m."""
     batch, channels, *space = x.shape
-    n, inner = space[axis], int(np.prod(space[axis + 1:], dtype=int))
-    outer = int(np.prod(space[:axis], dtype=int))
-    one = matrix.ndim == 2
+    n, m = space[axis], matrix.shape[-2]
+    outer, inner = prod(space[:axis]), prod(space[axis + 1:])
+    shape, one = (batch, channels, *space[:axis], m, *space[axis + 1:]), matrix.ndim == 2
     if inner == 1:  # the last axis: lines lie one after the other
         if one:
-            return (x.reshape(-1, n) @ matrix.T).reshape(x.shape)
-        return torch.bmm(x.reshape(batch, -1, n), matrix.transpose(1, 2)).reshape(x.shape)
+            return (x.reshape(-1, n) @ matrix.T).reshape(shape)
+        return torch.bmm(x.reshape(batch, -1, n), matrix.transpose(1, 2)).reshape(shape)
     lines = x.reshape(batch, channels * outer, n, inner)
-    if one:
-        return torch.matmul(matrix, lines).reshape(x.shape)
-    return torch.matmul(matrix[:, None], lines).reshape(x.shape)
+    return torch.matmul(matrix if one else matrix[:, None], lines).reshape(shape)
 
 
 class HeatDissipation(nn.Module):

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,16 @@ class Settings:
 
 @dataclass
 class Data:
-    """Images or fields within [-1, 1], labels or None, and how they were scaled: x = (data - low) / half - 1."""
+    """Images or fields within [-1, 1], labels or None, and how they were scaled: x = (data - low) / half - 1.
+
+    names  what the labels 0, 1, ... stand for
+    """
 
     x: torch.Tensor
     labels: torch.Tensor | None
     low: np.ndarray
     half: np.ndarray
+    names: tuple[str, ...] = ()
 
     def back(self, x) -> np.ndarray:
         """Model's numbers in the data's units."""
@@ -54,7 +59,11 @@ class Data:
 
 
 def load(name: str, frame: int = -1) -> Data:
-    """The handwritten digits of scikit-learn (1797 of 8 x 8, labelled), or one frame of every sample of a data set."""
+    """The handwritten digits of scikit-learn (1797 of 8 x 8, labelled), or one frame of every sample of a data set.
+
+    A data set whose samples carry texts, such as the pattern of Gray-Scott's, has the first kind of them for labels.
+    """
+    names: tuple[str, ...] = ()
     if name == "digits":
         try:
             from sklearn.datasets import load_digits
@@ -63,6 +72,7 @@ def load(name: str, frame: int = -1) -> Data:
 
         digits: Any = load_digits()
         x, labels = np.asarray(digits.images, np.float32)[:, None], torch.from_numpy(np.asarray(digits.target))
+        names = tuple(map(str, range(10)))
     else:
         if not Path(name).exists():
             raise FileNotFoundError(f'no data set {name!r}: make one with "fastdiff generate", or use "digits"')
@@ -70,13 +80,22 @@ def load(name: str, frame: int = -1) -> Data:
 
         found = data.open(name)
         x = np.stack([found[i]["fields"][frame].numpy() for i in range(len(found))])
-        labels = None
+        labels, names = _labels(found)
     points = (0, *range(2, x.ndim))
     low, high = x.min(points), x.max(points)
     half = np.maximum((high - low) / 2, 1e-12)
     shape = (1, -1, *[1] * (x.ndim - 2))
     scaled = (x - low.reshape(shape)) / half.reshape(shape) - 1
-    return Data(torch.from_numpy(np.ascontiguousarray(scaled, np.float32)), labels, low, half)
+    return Data(torch.from_numpy(np.ascontiguousarray(scaled, np.float32)), labels, low, half, names)
+
+
+def _labels(found):
+    """The classes of a data set's samples as numbers, and their names; None where there is one class, or none."""
+    for texts in found.labels.values():
+        names = tuple(sorted(set(texts)))
+        if len(names) > 1:
+            return torch.tensor([names.index(text) for text in texts]), names
+    return None, ()
 
 
 def build(settings: Settings, data: Data):
@@ -143,18 +162,29 @@ class Run:
         partial.replace(self.file)
         (self.folder / "losses.json").write_text(json.dumps(self.losses))
 
-    def train(self, epochs: int, progress=None, every: int = 10):
-        """Train up to `epochs` in all, saving every few; `progress(epoch, loss)` is told of each."""
+    def train(self, epochs: int, progress=None, every: int = 10, seconds: float = 20.0):
+        """Train up to `epochs` in all, saving every few or after so many seconds; `progress(epoch, loss)` is told.
+
+        KeyboardInterrupt comes through and says how much is kept; the next run goes on from there.
+        """
         self.model.train()
-        while self.epoch < epochs:
-            order = np.random.default_rng((self.settings.seed, self.epoch)).permutation(len(self.data.x))
-            parts = torch.from_numpy(order).split(min(self.settings.batch, len(order)))
-            self.losses.append(sum(self._step(part) for part in parts) / len(parts))
-            self.epoch += 1
-            if progress is not None:
-                progress(self.epoch, self.losses[-1])
-            if self.epoch % every == 0 or self.epoch == epochs:
-                self.save()
+        kept, saved = self.epoch, perf_counter()
+        try:
+            while self.epoch < epochs:
+                self._epoch()
+                if progress is not None:
+                    progress(self.epoch, self.losses[-1])
+                if self.epoch % every == 0 or self.epoch == epochs or perf_counter() - saved > seconds:
+                    self.save()
+                    kept, saved = self.epoch, perf_counter()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; {kept} epochs are kept, the same command goes on") from None
+
+    def _epoch(self):
+        order = np.random.default_rng((self.settings.seed, self.epoch)).permutation(len(self.data.x))
+        parts = torch.from_numpy(order).split(min(self.settings.batch, len(order)))
+        self.losses.append(sum(self._step(part) for part in parts) / len(parts))
+        self.epoch += 1
 
     def _step(self, part):
         x = self.data.x[part]
@@ -190,14 +220,17 @@ class Run:
         return self.model.at(self.data.x[rows], self.model.steps), labels
 
 
-def picture(x, path, columns: int | None = None):
-    """A grid of images or fields (count, channels, height, width); channels beside the first are left out."""
+def picture(x, path, columns: int | None = None, size: float = 8.0):
+    """A grid of images or fields (count, channels, height, width); channels beside the first are left out.
+
+    size  width of the picture, in 100 dots
+    """
     from matplotlib.figure import Figure
 
     x = np.asarray(x)
     x = x[:, 0] if x.ndim > 3 else x
     columns = columns or int(np.ceil(np.sqrt(len(x))))
-    figure = Figure(figsize=(8, 8 * -(-len(x) // columns) / columns), layout="constrained")
+    figure = Figure(figsize=(size, size * -(-len(x) // columns) / columns), layout="constrained")
     for i, image in enumerate(x):
         axes = figure.add_subplot(-(-len(x) // columns), columns, i + 1)
         axes.axis("off")

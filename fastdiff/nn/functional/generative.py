@@ -14,21 +14,7 @@ from fastdiff.kernels import sampler as _sampler
 from fastdiff.kernels import time_embedding as _embedding
 from fastdiff.kernels.noise import Draw
 from fastdiff.kernels.sampler import Coefficients
-from fastdiff.nn._ops import arrays, op
-
-
-def _back(result):
-    return tuple(map(torch.from_numpy, result)) if isinstance(result, tuple) else torch.from_numpy(result)
-
-
-def _cpu(function):
-    """An implementation of tensors on the CPU by a kernel of arrays."""
-
-    def run(*args):
-        tensors = iter(arrays(*(a for a in args if isinstance(a, torch.Tensor))))
-        return _back(function(*(next(tensors) if isinstance(a, torch.Tensor) else a for a in args)))
-
-    return run
+from fastdiff.nn._ops import arrays, into, op, plain
 
 
 def _cuda(function):
@@ -52,20 +38,23 @@ def _two(u, *rest):
 
 # -- noise -------------------------------------------------------------------------------------------------------------
 
+_add_noise_cpu = into(_noise.cpu, _like)
+_add_noise_target_cpu = into(lambda u, k, e, out: _noise.cpu(u, k, e, target=True, out=out), _two)
+_draw_noise_cpu = into(lambda u, k, *draw, out: _noise.cpu(u, k, draw=Draw(*draw), target=True, out=out), _two)
 _add_noise = op(
-    "add_noise(Tensor u, Tensor coefficients, Tensor noise) -> Tensor", _cpu(_noise.cpu), _like,
+    "add_noise(Tensor u, Tensor coefficients, Tensor noise) -> Tensor", _add_noise_cpu, _like,
     _cuda(lambda s, u, k, e: _noise.cuda(u, k, e, stream=s)))
 _add_noise_target = op(
     "add_noise_target(Tensor u, Tensor coefficients, Tensor noise) -> (Tensor, Tensor)",
-    _cpu(lambda u, k, e: _noise.cpu(u, k, e, target=True)), _two,
+    _add_noise_target_cpu, _two,
     _cuda(lambda s, u, k, e: _noise.cuda(u, k, e, target=True, stream=s)))
 _draw_noise = op(
     "draw_noise(Tensor u, Tensor coefficients, int seed, int stream, int first) -> (Tensor, Tensor)",
-    _cpu(lambda u, k, *draw: _noise.cpu(u, k, draw=Draw(*draw), target=True)), _two,
+    _draw_noise_cpu, _two,
     _cuda(lambda s, u, k, *draw: _noise.cuda(u, k, draw=Draw(*draw), target=True, stream=s)))
 _normal = op(
     "normal(Tensor like, int seed, int stream, int first) -> Tensor",
-    _cpu(lambda u, *draw: _noise.normal(u, Draw(*draw))), _like,
+    into(lambda u, *draw, out: _noise.normal(u, Draw(*draw), out=out), _like), _like,
     _cuda(lambda s, u, *draw: _noise.normal_cuda(u, Draw(*draw), stream=s)))
 
 
@@ -98,19 +87,21 @@ def _to_front(x, dim, size):
 def add_noise(u, coefficients, noise):
     """a u + s noise, with (a, s, p, q) for each sample in `coefficients` (B, 4); differentiable in u and noise."""
     _check(u, coefficients, noise)
+    if plain(u, coefficients, noise):
+        return _add_noise_cpu(u, coefficients, noise)
     return _AddNoise.apply(u, coefficients, noise)
 
 
 def add_noise_target(u, coefficients, noise):
     """x_t = a u + s noise and the target p u + q noise, in one pass; not differentiated."""
     _check(u, coefficients, noise)
-    return _add_noise_target(u, coefficients, noise)
+    return (_add_noise_target_cpu if plain(u, coefficients, noise) else _add_noise_target)(u, coefficients, noise)
 
 
 def draw_noise(u, coefficients, draw: Draw):
     """x_t and target with the noise that `draw` (seed, stream, first sample) names; not differentiated."""
     _check(u, coefficients)
-    return _draw_noise(u, coefficients, *draw)
+    return (_draw_noise_cpu if plain(u, coefficients) else _draw_noise)(u, coefficients, *draw)
 
 
 def normal(like, draw: Draw):
@@ -146,9 +137,11 @@ def _step_on(stream, u, model, coefficients, without, old, noise, draw, estimate
     k = Coefficients(*coefficients).array(str(u.dtype).removeprefix("torch."))
     words = None if draw is None else Draw(*draw)
     if stream is None:
+        out = (_like(u), _like(u)) if estimate else _like(u)
+        there = arrays(*out) if estimate else out.numpy()
         u, model, without, old, noise = arrays(u, model, without, old, noise)
-        found: Any = _back(_sampler.cpu(u, model, k, without, old, noise, words, estimate))
-        return found if estimate else (found, torch.empty(0, dtype=found.dtype))
+        _sampler.cpu(u, model, k, without, old, noise, words, estimate, out=there)
+        return out if estimate else (out, torch.empty(0, dtype=out.dtype))
     u, model, without, old, noise = (t if t is None else t.detach().contiguous() for t in
                                      (u, model, without, old, noise))
     found = _sampler.cuda(u, model, k, without, old, noise, words, estimate, stream=stream)
@@ -161,18 +154,25 @@ def reverse_step(u, model, coefficients: Coefficients, *, without=None, old=None
     for name, other in (("model", model), ("without", without), ("old", old), ("noise", noise)):
         if other is not None:
             _check_alike(u, other, name)
-    found = _step(u, model, [float(k) for k in coefficients], without, old, noise, None if draw is None else list(draw),
-                  estimate)
+    given = [t for t in (u, model, without, old, noise) if t is not None]
+    with torch.no_grad():
+        if plain(*given):
+            found = _step_on(None, u, model, coefficients, without, old, noise, draw, estimate)
+        else:
+            found = _step(u, model, [float(k) for k in coefficients], without, old, noise,
+                          None if draw is None else list(draw), estimate)
     return found if estimate else found[0]
 
 
 # -- loss --------------------------------------------------------------------------------------------------------------
 
-_loss = op("weighted_mse(Tensor u, Tensor target, Tensor weight) -> Tensor", _cpu(_sampler.loss),
+_loss = op("weighted_mse(Tensor u, Tensor target, Tensor weight) -> Tensor",
+           into(_sampler.loss, lambda u, target, weight: torch.empty_like(weight)),
            lambda u, target, weight: torch.empty_like(weight),
            _cuda(lambda s, *a: _sampler.loss_cuda(*a, stream=s)))
 _loss_gradient = op("weighted_mse_gradient(Tensor u, Tensor target, Tensor weight) -> Tensor",
-                    _cpu(_sampler.loss_gradient), _like, _cuda(lambda s, *a: _sampler.loss_gradient_cuda(*a, stream=s)))
+                    into(_sampler.loss_gradient, _like), _like,
+                    _cuda(lambda s, *a: _sampler.loss_gradient_cuda(*a, stream=s)))
 
 
 class _LossGradient(Function):
@@ -234,24 +234,32 @@ def weighted_mse(u, target, weight=None):
 
 # -- group normalisation -----------------------------------------------------------------------------------------------
 
+def _normed(u, groups):
+    return _like(u), u.new_empty((u.shape[0], groups)), u.new_empty((u.shape[0], groups))
+
+
+def _norm_slopes(u, cotangent, mean, rate, gain, bias, silu):
+    return _like(u), _like(gain), _like(gain)
+
+
 _norm = op(
     "group_norm(Tensor u, Tensor gain, Tensor bias, Tensor? residual, int groups, float eps, bool silu) "
     "-> (Tensor, Tensor, Tensor)",
     lambda u, g, b, r, *more: _norm_on(None, u, g, b, r, *more),
-    lambda u, gain, bias, residual, groups, eps, silu: (_like(u), u.new_empty((u.shape[0], groups)),
-                                                        u.new_empty((u.shape[0], groups))),
+    lambda u, gain, bias, residual, groups, eps, silu: _normed(u, groups),
     lambda u, *a: _norm_on(torch.cuda.current_stream(u.device).cuda_stream, u, *a))
 _norm_backward = op(
     "group_norm_backward(Tensor u, Tensor cotangent, Tensor mean, Tensor rate, Tensor gain, Tensor bias, bool silu) "
-    "-> (Tensor, Tensor, Tensor)", _cpu(_group_norm.backward),
-    lambda u, cotangent, mean, rate, gain, bias, silu: (_like(u), _like(gain), _like(gain)),
+    "-> (Tensor, Tensor, Tensor)", into(_group_norm.backward, _norm_slopes), _norm_slopes,
     _cuda(lambda s, *a: _group_norm.backward_cuda(*a, stream=s)))
 
 
 def _norm_on(stream, u, gain, bias, residual, groups, eps, silu):
     if stream is None:
+        out = _normed(u, groups)
         u, gain, bias, residual = arrays(u, gain, bias, residual)
-        return _back(_group_norm.cpu(u, gain, bias, groups, eps, silu, residual))
+        _group_norm.cpu(u, gain, bias, groups, eps, silu, residual, out=arrays(*out))
+        return out
     u, gain, bias, residual = (t if t is None else t.detach().contiguous() for t in (u, gain, bias, residual))
     return _group_norm.cuda(u, gain, bias, groups, eps, silu, residual, stream=stream)
 
@@ -329,8 +337,12 @@ def group_norm(u, groups: int, weight=None, bias=None, scale=None, shift=None, r
 
 # -- time embedding ----------------------------------------------------------------------------------------------------
 
-_embed = op("time_embedding(Tensor t, Tensor frequencies) -> Tensor", _cpu(_embedding.cpu),
-            lambda t, f: t.new_empty((t.shape[0], 2 * f.shape[0])), _cuda(lambda s, *a: _embedding.cuda(*a, stream=s)))
+def _embedded(t, f):
+    return t.new_empty((t.shape[0], 2 * f.shape[0]))
+
+
+_embed = op("time_embedding(Tensor t, Tensor frequencies) -> Tensor", into(_embedding.cpu, _embedded), _embedded,
+            _cuda(lambda s, *a: _embedding.cuda(*a, stream=s)))
 
 
 def time_embedding(t, size: int, period: float = 10000.0):

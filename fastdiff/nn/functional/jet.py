@@ -100,8 +100,8 @@ _forward = op(f"jet_forward(Tensor x, Tensor theta, Tensor seeds, {_NET}) -> Ten
               _forward_cuda)
 _adjoint = op(f"jet_adjoint(Tensor x, Tensor theta, Tensor seeds, Tensor cot, {_NET}, bool want_x) -> (Tensor, Tensor)",
               _adjoint_cpu, _adjoint_fake, _adjoint_cuda)
-_residual = op("jet_residual(Tensor x, Tensor theta, Tensor seeds, Tensor?[] rows, float[] numbers, "
-               "int[] widths, int[] terms, str activation, bool gradient) -> (Tensor, Tensor, Tensor)", _residual_cpu, _residual_fake)
+_residual = op("jet_residual(Tensor x, Tensor theta, Tensor seeds, Tensor?[] rows, float[] numbers, int[] widths, "
+               "int[] terms, str activation, bool gradient) -> (Tensor, Tensor, Tensor)", _residual_cpu, _residual_fake)
 _jacobian = op("jet_jacobian(Tensor x, Tensor theta, Tensor seeds, Tensor cot, int[] widths, int[] terms, "
                "float[] factors, str activation) -> Tensor", _jacobian_cpu, _jacobian_fake)
 

@@ -163,8 +163,10 @@ GOALS = {  # problem: (largest error, of each part; seconds that the issue allow
 }
 
 
-def _train(name, seed, unit):
+def _train(name, seed, unit, steps=None):
     pinn, how, error = _case(name, seed, unit)
+    if steps is not None:
+        how = {**how, "seconds": None, "steps": steps}
     report = pinn.train_for("gauss_newton", **how)
     return {**error(), "seconds": pinn.seconds, "solver": None if report is None else report.solver,
             "distance": None if report is None else report.error, "loss": pinn.history[-1][1]}, pinn
@@ -209,12 +211,12 @@ def _combined(seed, unit):
     return {**found, "seconds": 0.0}, pinn
 
 
-def run_case(name: str, seeds: int, unit: float = 1.0):
-    """All seeds of a problem: (list of results, the last network)."""
+def run_case(name: str, seeds: int, unit: float = 1.0, steps: int | None = None):
+    """All seeds of a problem: (list of results, the last network). `steps` counts steps in place of seconds."""
     pinn, found = None, []
     for seed in range(seeds):
         made = {"inverse": _inverse, "combined": _combined}.get(name)
-        result, pinn = made(seed, unit) if made else _train(name, seed, unit)
+        result, pinn = made(seed, unit) if made else _train(name, seed, unit, steps)
         found.append({"seed": seed, **result})
         print(f"  {name} {json.dumps(found[-1])}", flush=True)
     return found, pinn

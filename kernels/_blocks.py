@@ -329,18 +329,15 @@ def outer_add(panels, rows, columns, a, at, b, bt, g, gt):
 
 
 class _Row:
-    """One row's vectors while an expression is written."""
+    """A vector of a row while an expression is written."""
 
-    def __init__(self, builder, parts):
-        self.builder, self.parts = builder, parts
+    def __init__(self, builder, value):
+        self.builder, self.value = builder, value
 
     def _with(self, other, name):
-        if not isinstance(other, _Row):
-            vector = self.parts[0].type
-            number = ir.Constant(vector, [float(other)] * vector.count)
-            other = _Row(self.builder, [number] * VECTORS)
-        do = getattr(self.builder, name)
-        return _Row(self.builder, [do(a, b, flags=("contract",)) for a, b in zip(self.parts, other.parts)])
+        value = other.value if isinstance(other, _Row) else ir.Constant(self.value.type, [float(other)] *
+                                                                        self.value.type.count)
+        return _Row(self.builder, getattr(self.builder, name)(self.value, value, flags=("contract",)))
 
     def __add__(self, other):
         return self._with(other, "fadd")
@@ -363,12 +360,11 @@ def _rowwise(inputs, outputs, doc):
                 align = sig.args[0].dtype.bitwidth // 8
                 base = _data(context, builder, sig.args[0], args[0])
                 rows = [builder.gep(base, [place]) for place in cgutils.unpack_tuple(builder, args[1])]
-                spots = [[builder.gep(row, [_I64(v * count)]) for v in range(VECTORS)] for row in rows]
-                read = [_Row(builder, [_load(builder, p, vector, align) for p in spot]) for spot in spots[:inputs]]
-                made = function(*read)
-                for row, spot in zip(made if isinstance(made, tuple) else (made,), spots[inputs:], strict=True):
-                    for part, place in zip(row.parts, spot):
-                        _store(builder, part, place, align)
+                for v in range(VECTORS):  # a vector at a time: fewer registers are alive
+                    spots = [builder.gep(row, [_I64(v * count)]) for row in rows]
+                    made = function(*(_Row(builder, _load(builder, p, vector, align)) for p in spots[:inputs]))
+                    for row, spot in zip(made if isinstance(made, tuple) else (made,), spots[inputs:], strict=True):
+                        _store(builder, row.value, spot, align)
                 return context.get_dummy_value()
 
             return types.none(array, types.UniTuple(types.int64, inputs + outputs)), codegen
@@ -393,10 +389,12 @@ def row_second(d1, d2, d3, q, z, b, v):
     return (d2 * z + d3 * q) * b + v, d2 * b, d1 * z + d2 * q, d1 * b
 
 
-@_rowwise(1, 3, "First to third derivative of tanh, from its value.")
-def row_tanh(s):
+def _tanh_slopes(s):
     p = (s * -1.0 + 1.0) * (s + 1.0)
     return p, s * p * -2.0, p * (s * s * 6.0 - 2.0)
+
+
+row_tanh = _rowwise(1, 3, "First to third derivative of tanh, from its value.")(_tanh_slopes)
 
 
 @_rowwise(2, 4, "z sigmoid(z) and its first to third derivative, from z and g = sigmoid(z).")
@@ -411,3 +409,59 @@ def row_silu(z, g):
 def row_gelu(z, e, f):
     cdf, pdf, square = e * 0.5 + 0.5, f * (1.0 / math.sqrt(2.0 * math.pi)), z * z
     return z * cdf, z * pdf + cdf, pdf * (square * -1.0 + 2.0), pdf * z * (square - 4.0)
+
+
+# -- activations of jets with one second channel: h_s with terms a_k z_k^2 ---------------------------------------------
+
+
+def _bent(factors, firsts):
+    """(sum of a z^2, the products a z)."""
+    scaled = [a * z for a, z in zip(factors, firsts)]
+    q = scaled[0] * firsts[0]
+    for az, z in zip(scaled[1:], firsts[1:]):
+        q = az * z + q
+    return q, scaled
+
+
+def _push(d1, d2, rest):
+    count = len(rest) // 2
+    factors, firsts, second = rest[:count], rest[count:-1], rest[-1]
+    q, _ = _bent(factors, firsts)
+    return *[d1 * z for z in firsts], d1 * second + d2 * q
+
+
+def _pull(value, d1, d2, d3, rest):
+    count = (len(rest) - 3) // 3
+    factors, firsts, zs = rest[:count], rest[count : 2 * count], rest[2 * count]
+    b, bars, bs = rest[2 * count + 1], rest[2 * count + 2 : -1], rest[-1]
+    q, scaled = _bent(factors, firsts)
+    moved = zs * bs
+    for z, c in zip(firsts, bars):
+        moved = z * c + moved
+    e = d2 * bs
+    return (value, *[d1 * z for z in firsts], d1 * zs + d2 * q, d1 * b + d2 * moved + d3 * q * bs,
+            *[d1 * c + e * az * 2.0 for c, az in zip(bars, scaled)], d1 * bs)
+
+
+def _fused(count):
+    """Rows of `count` first channels: (push, pull) of any activation by its slopes, (push, pull) of tanh by its value.
+
+    push   d1, d2 (or s), each a, each z, z_s -> each h, h_s
+    pull   value, d1, d2, d3 (or s), each a, each z, z_s, h-, each h-_k, h-_s -> h, each h_k, h_s, z-, each z-_k, z-_s
+    """
+    wide, size = 2 * count + 1, 3 * count + 3
+    return (_rowwise(2 + wide, count + 1, "h of jets, from slopes")(lambda d1, d2, *rest: _push(d1, d2, rest)),
+            _rowwise(4 + size, 2 * count + 4, "z- and h, from slopes")(lambda *all: _pull(*all[:4], all[4:])),
+            _rowwise(1 + wide, count + 1, "h of jets of tanh")(lambda s, *rest: _push(*_tanh_slopes(s)[:2], rest)),
+            _rowwise(1 + size, 2 * count + 4, "z- and h of tanh")(lambda s, *rest: _pull(s, *_tanh_slopes(s), rest)))
+
+
+push_1, pull_1, push_tanh_1, pull_tanh_1 = _fused(1)
+push_2, pull_2, push_tanh_2, pull_tanh_2 = _fused(2)
+push_3, pull_3, push_tanh_3, pull_tanh_3 = _fused(3)
+
+
+@_rowwise(5, 3, "r = c u + v - f, w r and c w r, from c, f, w, u, v.")
+def row_residual(c, f, w, u, v):
+    r = c * u + v - f
+    return r, w * r, c * (w * r)

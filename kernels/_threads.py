@@ -4,8 +4,11 @@ The caller is always worker 0 and does all the work if nobody comes to help: a b
 help. Safe from several threads at once, after a fork (the child starts its own helpers), and at exit.
 """
 
+import ctypes
 import os
+import sys
 import threading
+from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
@@ -15,6 +18,7 @@ _helpers: list[threading.Thread] = []
 _queue: SimpleQueue = SimpleQueue()
 _lock = threading.Lock()
 _default: int | None = None
+_known_to_openmp = False
 
 
 def default_threads() -> int:
@@ -85,9 +89,38 @@ class _Job:
             raise self.error
 
 
+def _meet_openmp():
+    """Let torch's OpenMP library (GNU's) know that there are more threads than cores, by a team of this thread's own.
+
+    Its threads spin for some milliseconds after each of torch's operations, on the core that a helper wants; when it
+    manages more threads than there are cores it has them sleep after some microseconds (gomp_managed_threads in
+    libgomp's wait.h). Nothing is done if the user says how OpenMP shall wait.
+    """
+    global _known_to_openmp
+    if _known_to_openmp or "torch._C" not in sys.modules:
+        return
+    _known_to_openmp = True
+    if not _KEPT_BY_USER.isdisjoint(os.environ) or not _MAPS.exists():
+        return
+    nothing = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p)
+    for path in {line.split()[-1] for line in _MAPS.read_text().splitlines() if "libgomp" in line}:
+        team = ctypes.CDLL(path).GOMP_parallel
+        team.argtypes, team.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+        team(nothing, None, 2, 0)
+
+
+_KEPT_BY_USER = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+_MAPS = Path("/proc/self/maps")
+
+
 def _serve(queue):
     while True:
-        queue.get().help()
+        job = queue.get()
+        try:
+            _meet_openmp()
+        except (OSError, AttributeError):
+            pass  # another OpenMP library: it spins on
+        job.help()
 
 
 def _start(count):

@@ -29,6 +29,7 @@ Source: Griewank and Walther, Evaluating Derivatives, 2nd ed., SIAM 2008, chapte
 Collapsing Taylor mode automatic differentiation, arXiv 2505.13644; the adjoint by the chain rule.
 """
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -40,6 +41,18 @@ from fastdiff.kernels._blocks import (
     lanes,
     lanes_of,
     outer_add,
+    pull_1,
+    pull_2,
+    pull_3,
+    pull_tanh_1,
+    pull_tanh_2,
+    pull_tanh_3,
+    push_1,
+    push_2,
+    push_3,
+    push_tanh_1,
+    push_tanh_2,
+    push_tanh_3,
     put,
     row_copy,
     row_gelu,
@@ -48,6 +61,7 @@ from fastdiff.kernels._blocks import (
     row_mul3_add,
     row_mul_add,
     row_negate,
+    row_residual,
     row_second,
     row_silu,
     row_sum,
@@ -268,6 +282,7 @@ class Plan(NamedTuple):
     terms: Any  # (second channel, i, j) of each
     factor_at: Any  # where each coefficient begins, and
     factor_step: Any  # 0 if it is one number, 1 if it is one a point
+    bends: Any  # fused activations: where the coefficient of each first channel's square is; empty: they are not fused
 
 
 class Data(NamedTuple):
@@ -378,75 +393,184 @@ def _quadratic(p, s, second, z, step, factor, q):
 def _activate(p, s, rows, keep, to):
     """h of a layer from its z."""
     width = lanes(s)
-    step = rows * width
-    d1, d2, q = p.rows, p.rows + width, p.rows + 4 * width
     for t in range(p.subs):
         for n in range(rows):
             z, h = keep + (t * p.channels * rows + n) * width, to + (t * p.channels * rows + n) * width
-            _slopes(p.activation, s, z, h, d1, False)
-            for c in range(1, 1 + p.firsts):
-                row_mul(s, (d1, z + c * step, h + c * step))
-            for c in range(1 + p.firsts, p.channels):
-                _quadratic(p, s, c - 1 - p.firsts, z, step, p.factors + t * width, q)
-                row_two(s, (d1, z + c * step, d2, q, h + c * step))
+            if p.bends.size == 0:
+                _activate_row(p, s, rows * width, z, h, p.factors + t * width)
+            elif p.activation == 0:
+                _tanh_row(s, z, h)
+                row_copy(s, (h, z))
+                _push_tanh(p, s, rows * width, z, h, t * width)
+            else:
+                _slopes(p.activation, s, z, h, p.rows, False)
+                _push(p, s, rows * width, z, h, t * width)
+
+
+@inner
+def _activate_row(p, s, step, z, h, factor):
+    """One neuron's channels, whatever they are."""
+    width = lanes(s)
+    d1, d2, q = p.rows, p.rows + width, p.rows + 4 * width
+    _slopes(p.activation, s, z, h, d1, False)
+    for c in range(1, 1 + p.firsts):
+        row_mul(s, (d1, z + c * step, h + c * step))
+    for c in range(1 + p.firsts, p.channels):
+        _quadratic(p, s, c - 1 - p.firsts, z, step, factor, q)
+        row_two(s, (d1, z + c * step, d2, q, h + c * step))
+
+
+@inner
+def _push(p, s, step, z, h, shift):
+    d1, d2, a = p.rows, p.rows + lanes(s), p.bends
+    if p.firsts == 1:
+        push_1(s, (d1, d2, a[0] + shift, z + step, z + 2 * step, h + step, h + 2 * step))
+    elif p.firsts == 2:
+        push_2(s, (d1, d2, a[0] + shift, a[1] + shift, z + step, z + 2 * step, z + 3 * step, h + step, h + 2 * step,
+                   h + 3 * step))
+    else:
+        push_3(s, (d1, d2, a[0] + shift, a[1] + shift, a[2] + shift, z + step, z + 2 * step, z + 3 * step, z + 4 * step,
+                   h + step, h + 2 * step, h + 3 * step, h + 4 * step))
+
+
+@inner
+def _push_tanh(p, s, step, z, h, shift):
+    a = p.bends
+    if p.firsts == 1:
+        push_tanh_1(s, (h, a[0] + shift, z + step, z + 2 * step, h + step, h + 2 * step))
+    elif p.firsts == 2:
+        push_tanh_2(s, (h, a[0] + shift, a[1] + shift, z + step, z + 2 * step, z + 3 * step, h + step, h + 2 * step,
+                        h + 3 * step))
+    else:
+        push_tanh_3(s, (h, a[0] + shift, a[1] + shift, a[2] + shift, z + step, z + 2 * step, z + 3 * step, z + 4 * step,
+                        h + step, h + 2 * step, h + 3 * step, h + 4 * step))
 
 
 @inner
 def _deactivate(p, s, rows, keep, bar):
     """The adjoint: z- in place of h-, and h in place of z."""
     width = lanes(s)
-    step = rows * width
-    d1, d2, d3 = p.rows, p.rows + width, p.rows + 2 * width
-    value, q, e, v = p.rows + 3 * width, p.rows + 4 * width, p.rows + 5 * width, p.rows + 6 * width
     for t in range(p.subs):
         for n in range(rows):
             z, b = keep + (t * p.channels * rows + n) * width, bar + (t * p.channels * rows + n) * width
-            factor = p.factors + t * width
-            _slopes(p.activation, s, z, value, d1, True)
-            row_mul(s, (d1, b, v))
-            for c in range(1, 1 + p.firsts):
-                row_mul3_add(s, (d2, z + c * step, b + c * step, v, v))
-                row_mul(s, (d1, b + c * step, b + c * step))
-            for c in range(1 + p.firsts, p.channels):
-                zs, bs = z + c * step, b + c * step
-                _quadratic(p, s, c - 1 - p.firsts, z, step, factor, q)
-                row_second(s, (d1, d2, d3, q, zs, bs, v, v, e, zs, bs))
-                for k in range(p.terms.size // 3):
-                    if p.terms[3 * k] == c - 1 - p.firsts:
-                        i, j = (1 + p.terms[3 * k + 1]) * step, (1 + p.terms[3 * k + 2]) * step
-                        a = factor + k * p.subs * width
-                        row_mul3_add(s, (a, e, z + j, b + i, b + i))
-                        row_mul3_add(s, (a, e, z + i, b + j, b + j))
-            for c in range(1, 1 + p.firsts):
-                row_mul(s, (d1, z + c * step, z + c * step))
-            row_copy(s, (value, z))
-            row_copy(s, (v, b))
+            if p.bends.size == 0:
+                _deactivate_row(p, s, rows * width, z, b, p.factors + t * width)
+            elif p.activation == 0:
+                _pull_tanh(p, s, rows * width, z, b, t * width)
+            else:
+                _slopes(p.activation, s, z, p.rows + 3 * width, p.rows, True)
+                _pull(p, s, rows * width, z, b, t * width)
+
+
+@inner
+def _deactivate_row(p, s, step, z, b, factor):
+    """One neuron's channels, whatever they are."""
+    width = lanes(s)
+    d1, d2, d3 = p.rows, p.rows + width, p.rows + 2 * width
+    value, q, e, v = p.rows + 3 * width, p.rows + 4 * width, p.rows + 5 * width, p.rows + 6 * width
+    _slopes(p.activation, s, z, value, d1, True)
+    row_mul(s, (d1, b, v))
+    for c in range(1, 1 + p.firsts):
+        row_mul3_add(s, (d2, z + c * step, b + c * step, v, v))
+        row_mul(s, (d1, b + c * step, b + c * step))
+    for c in range(1 + p.firsts, p.channels):
+        zs, bs = z + c * step, b + c * step
+        _quadratic(p, s, c - 1 - p.firsts, z, step, factor, q)
+        row_second(s, (d1, d2, d3, q, zs, bs, v, v, e, zs, bs))
+        for k in range(p.terms.size // 3):
+            if p.terms[3 * k] == c - 1 - p.firsts:
+                i, j = (1 + p.terms[3 * k + 1]) * step, (1 + p.terms[3 * k + 2]) * step
+                a = factor + k * p.subs * width
+                row_mul3_add(s, (a, e, z + j, b + i, b + i))
+                row_mul3_add(s, (a, e, z + i, b + j, b + j))
+    for c in range(1, 1 + p.firsts):
+        row_mul(s, (d1, z + c * step, z + c * step))
+    row_copy(s, (value, z))
+    row_copy(s, (v, b))
+
+
+@inner
+def _pull(p, s, step, z, b, shift):
+    d1, a = p.rows, p.bends
+    d2, d3, value = d1 + lanes(s), d1 + 2 * lanes(s), d1 + 3 * lanes(s)
+    z1, z2, z3, z4, b1, b2, b3, b4 = _channels(step, z, b)
+    if p.firsts == 1:
+        pull_1(s, (value, d1, d2, d3, a[0] + shift, z1, z2, b, b1, b2, z, z1, z2, b, b1, b2))
+    elif p.firsts == 2:
+        pull_2(s, (value, d1, d2, d3, a[0] + shift, a[1] + shift, z1, z2, z3, b, b1, b2, b3,
+                   z, z1, z2, z3, b, b1, b2, b3))
+    else:
+        pull_3(s, (value, d1, d2, d3, a[0] + shift, a[1] + shift, a[2] + shift, z1, z2, z3, z4, b, b1, b2, b3, b4,
+                   z, z1, z2, z3, z4, b, b1, b2, b3, b4))
+
+
+@inner
+def _pull_tanh(p, s, step, z, b, shift):
+    a = p.bends
+    z1, z2, z3, z4, b1, b2, b3, b4 = _channels(step, z, b)
+    if p.firsts == 1:
+        pull_tanh_1(s, (z, a[0] + shift, z1, z2, b, b1, b2, z, z1, z2, b, b1, b2))
+    elif p.firsts == 2:
+        pull_tanh_2(s, (z, a[0] + shift, a[1] + shift, z1, z2, z3, b, b1, b2, b3, z, z1, z2, z3, b, b1, b2, b3))
+    else:
+        pull_tanh_3(s, (z, a[0] + shift, a[1] + shift, a[2] + shift, z1, z2, z3, z4, b, b1, b2, b3, b4,
+                        z, z1, z2, z3, z4, b, b1, b2, b3, b4))
+
+
+@inner
+def _channels(step, z, b):
+    return z + step, z + 2 * step, z + 3 * step, z + 4 * step, b + step, b + 2 * step, b + 3 * step, b + 4 * step
+
+
+@inner
+def _fill(s, row, value):
+    for q in range(lanes(s)):
+        put(s, row + q, value)
+
+
+@inner
+def _prepare(p, data, s):
+    """What is the same in every tile: derivatives of the coordinates, coefficients that are one number, zeros."""
+    width, d, terms = lanes(s), p.widths[0], p.terms.size // 3
+    zero = s.dtype.type(0)
+    for t in range(p.subs):
+        for k in range(p.factor_at.size):
+            if p.factor_step[k] == 0:
+                _fill(s, p.factors + (k * p.subs + t) * width, get(data.factors, p.factor_at[k]))
+        _fill(s, p.factors + (p.factor_at.size * p.subs + t) * width, zero)
+        if p.jets:
+            continue
+        for c in range(1, p.channels):
+            for k in range(d):
+                row = p.inputs + ((t * p.channels + c) * d + k) * width
+                if p.operator and c == p.channels - 1:
+                    _fill(s, row, get(data.factors, p.factor_at[terms + k]))
+                else:
+                    _fill(s, row, get(data.seeds, (c - 1) * d + k) if c <= p.firsts else zero)
+
+
+@inner
+def _read(p, s, row, source, at, step, begin):
+    """A row of numbers of the tile's points. Beyond the last point the last one is repeated."""
+    for q in range(lanes(s)):
+        put(s, row + q, get(source, at + min(begin + q, p.points - 1) * step))
 
 
 @inner
 def _fetch(p, data, s, begin):
-    """The input jets of a tile, and its coefficients. Beyond the last point the last one is repeated."""
-    width, d, zero = lanes(s), p.widths[0], s.dtype.type(0)
+    """The input jets of a tile, and the coefficients that differ from point to point."""
+    width, d, terms = lanes(s), p.widths[0], p.terms.size // 3
     for t in range(p.subs):
-        for q in range(width):
-            n = min(begin + t * width + q, p.points - 1)
-            for c in range(p.channels):
-                for k in range(d):
-                    if p.jets:
-                        value = data.x[(c * p.points + n) * d + k]
-                    elif c == 0:
-                        value = data.x[n * d + k]
-                    elif p.operator and c == p.channels - 1:
-                        row = p.terms.size // 3 + k
-                        value = data.factors[p.factor_at[row] + n * p.factor_step[row]]
-                    elif c <= p.firsts:
-                        value = data.seeds[(c - 1) * d + k]
-                    else:
-                        value = zero
-                    put(s, p.inputs + ((t * p.channels + c) * d + k) * width + q, value)
-            for k in range(p.factor_at.size):
-                value = data.factors[p.factor_at[k] + n * p.factor_step[k]]
-                put(s, p.factors + (k * p.subs + t) * width + q, value)
+        first = begin + t * width
+        for c in range(p.channels if p.jets else 1):
+            for k in range(d):
+                _read(p, s, p.inputs + ((t * p.channels + c) * d + k) * width, data.x, c * p.points * d + k, d, first)
+        for k in range(p.factor_at.size):
+            if p.factor_step[k] == 1:
+                row = p.factors + (k * p.subs + t) * width
+                if p.operator and terms <= k and k < terms + d:
+                    row = p.inputs + ((t * p.channels + p.channels - 1) * d + k - terms) * width
+                _read(p, s, row, data.factors, p.factor_at[k], 1, first)
 
 
 @inner
@@ -486,27 +610,24 @@ def _move(p, s, outer, place, width_out, begin, inwards):
 
 
 @inner
-def _judge(p, s, found, bar, begin, scale, out):
-    """The residual r = L u + c u - f of a tile, and the cotangent of mean(weight r^2)."""
+def _judge(p, s, found, bar, begin, out):
+    """The residual r = L u + c u - f of a tile, and the cotangent of the sum of weight r^2 / 2."""
     width, first = lanes(s), p.terms.size // 3 + p.widths[0]
-    zero = s.dtype.type(0)
+    zero, last = s.dtype.type(0), (p.channels - 1) * width
     for t in range(p.subs):
-        for q in range(width):
-            at = found + t * p.channels * width + q
-            c = get(s, p.factors + (first * p.subs + t) * width + q)
-            f = get(s, p.factors + ((first + 1) * p.subs + t) * width + q)
-            weight = get(s, p.factors + ((first + 2) * p.subs + t) * width + q)
-            r = get(s, at + (p.channels - 1) * width) + c * get(s, at) - f
-            n = begin + t * width + q
-            if n < p.points:
-                out[n] = r
-            else:
-                weight = zero
-            cot = bar + t * p.channels * width + q
-            for k in range(p.channels):
-                put(s, cot + k * width, zero)
-            put(s, cot + (p.channels - 1) * width, scale * weight * r)
-            put(s, cot, c * (scale * weight * r))
+        u, cot, r = found + t * p.channels * width, bar + t * p.channels * width, p.rows
+        c = p.factors + (first * p.subs + t) * width
+        f = c + p.subs * width
+        row_residual(s, (c, f, f + p.subs * width, u, u + last, r, cot + last, cot))
+        for k in range(1, p.channels - 1):
+            _fill(s, cot + k * width, zero)
+        here = begin + t * width
+        there = max(min(width, p.points - here), 0)
+        for q in range(there):
+            out[here + q] = get(s, r + q)
+        for q in range(there, width):
+            put(s, cot + q, zero)
+            put(s, cot + last + q, zero)
 
 
 @inner
@@ -575,11 +696,12 @@ def _hand_back(p, s, bar, begin, xbar):
 
 
 @kernel()
-def run(p, data, mode, scale, out, gradient, xbar, s, counter):
+def run(p, data, mode, out, gradient, xbar, s, counter):
     """Take groups of tiles until none is left."""
     wide_vectors()
     p, data, out, gradient, xbar, s = borrow((p, data, out, gradient, xbar, s))
     before = flush_denormals()
+    _prepare(p, data, s)
     while True:
         group = atomic_add(counter, 0, 1)
         if group >= p.groups:
@@ -592,7 +714,7 @@ def run(p, data, mode, scale, out, gradient, xbar, s, counter):
                 _move(p, s, out, found, p.widths[p.linears], begin, False)
                 continue
             if mode == RESIDUAL or mode == RESIDUAL_ONLY:
-                _judge(p, s, found, p.pong, begin, scale, out)
+                _judge(p, s, found, p.pong, begin, out)
                 if mode == RESIDUAL_ONLY:
                     continue
             else:
@@ -606,16 +728,23 @@ def run(p, data, mode, scale, out, gradient, xbar, s, counter):
 TILE_BYTES = 448 << 10  # of a second-level cache
 MOST_GROUPS = 32
 _ROWS = 8
+_NOTHING = {np.dtype(t): np.zeros(1, t) for t in (np.float32, np.float64)}
 
 
 def _plan(x, widths, seeds, terms, activation, last, factors, operator, want_x):
     """Sizes and places for a call; the number of threads has no say in it."""
-    firsts, seconds = len(seeds), 1 if operator else seconds_of(terms)
-    channels, width, jets = 1 + firsts + seconds, lanes_of(x.dtype), x.ndim == 3
-    points, d = x.shape[-2:]
+    return _planned(x.shape, x.dtype, tuple(widths), len(seeds), tuple(tuple(map(int, t[:3])) for t in terms),
+                    activation, bool(last), tuple(f.size for f in factors), operator, want_x)
+
+
+@lru_cache(maxsize=256)
+def _planned(shape, dtype, widths, firsts, terms, activation, last, sizes, operator, want_x):
+    seconds = 1 if operator else seconds_of(terms)
+    channels, width, jets = 1 + firsts + seconds, lanes_of(dtype), len(shape) == 3
+    points, d = shape[-2:]
     around, hidden = max(widths), sum(widths[1:])
-    cells = channels * (d + hidden + 2 * around) + len(factors)
-    most = max(1, min(8, TILE_BYTES // (cells * width * x.itemsize)))
+    cells = channels * (d + hidden + 2 * around) + len(sizes) + 1
+    most = max(1, min(8, TILE_BYTES // (cells * width * dtype.itemsize)))
     subs = max(1, min(most, points // (width * MOST_GROUPS)))
     panel, at, keep = subs * channels * width, 0, []
     places = {}
@@ -624,37 +753,44 @@ def _plan(x, widths, seeds, terms, activation, last, factors, operator, want_x):
     for rows in widths[1:]:
         keep.append(at)
         at += rows * panel
-    places["factors"], at = at, at + len(factors) * subs * width
+    places["factors"], at = at, at + (len(sizes) + 1) * subs * width
     places["rows"], at = at, at + _ROWS * width
+    bends = [places["factors"] + k * subs * width for k in _bends(firsts, seconds, terms, len(sizes))]
     tiles = -(-points // (subs * width))
     weights = np.cumsum([0, *(h * (k + 1) for k, h in pairwise(widths))])
-    starts = np.cumsum([0, *(f.size for f in factors)])[: len(factors)]
+    whole = lambda values: np.array(values, np.int64)
     plan = Plan(points=points, subs=subs, tiles=tiles, groups=min(tiles, MOST_GROUPS), channels=channels,
-                firsts=firsts, linears=len(widths) - 1, activation=ACTIVATIONS.index(activation), last=bool(last),
-                jets=jets, operator=operator, want_x=want_x, parameters=int(weights[-1]),
-                widths=np.array(widths, np.int64), weights=weights[:-1].astype(np.int64),
-                keep=np.array(keep, np.int64), terms=np.array([t[:3] for t in terms], np.int64).ravel(),
-                factor_at=starts.astype(np.int64), factor_step=np.array([int(f.size > 1) for f in factors], np.int64),
-                **places)
+                firsts=firsts, linears=len(widths) - 1, activation=ACTIVATIONS.index(activation), last=last, jets=jets,
+                operator=operator, want_x=want_x, parameters=int(weights[-1]), widths=whole(widths),
+                weights=whole(weights[:-1]), keep=whole(keep), terms=whole(terms).ravel(),
+                factor_at=whole(np.cumsum([0, *sizes])[:-1]), factor_step=whole([int(n > 1) for n in sizes]),
+                bends=whole(bends), **places)
     return plan, at
 
 
-def _launch(plan, memory, mode, x, theta, widths, seeds, factors, cot, scale, out, threads, want_x=False):
+def _bends(firsts, seconds, terms, zeros):
+    """Where each first channel's square has its coefficient (`zeros`: nowhere), if there is nothing but squares."""
+    own = [[k for k, (_, i, j) in enumerate(terms) if i == j == c] for c in range(firsts)]
+    if seconds != 1 or not 1 <= firsts <= 3 or sum(map(len, own)) < len(terms) or max(map(len, own)) > 1:
+        return []
+    return [k[0] if k else zeros for k in own]
+
+
+def _launch(plan, memory, mode, x, theta, widths, seeds, factors, cot, out, threads, want_x=False):
     """Run a plan; return the gradient of each group and the cotangent of x."""
-    dtype = x.dtype
+    dtype, nothing = x.dtype, _NOTHING[x.dtype]
     turned = np.empty_like(theta)
     for (weight, _), (place, _) in zip(layers(theta, widths), _turned(turned, widths)):
         place[...] = weight.T
-    nothing = np.zeros(1, dtype)
-    flat = np.concatenate([f.ravel() for f in factors]) if factors else nothing
+    flat = np.concatenate([f.reshape(-1) for f in factors]) if factors else nothing
     data = Data(x.reshape(-1), theta, turned, seeds.reshape(-1) if seeds.size else nothing, flat,
                 nothing if cot is None else cot.reshape(-1))
     gradient = np.zeros(plan.groups * plan.parameters if mode in (ADJOINT, RESIDUAL) else 1, dtype)
-    xbar = np.empty(x.size if want_x else 1, dtype)
+    xbar = np.empty(x.size, dtype) if want_x else nothing
     counter = np.zeros(1, np.int64)
 
     def task():
-        run(plan, data, mode, dtype.type(scale), out, gradient, xbar, scratch(memory, dtype), counter)
+        run(plan, data, mode, out, gradient, xbar, scratch(memory, dtype), counter)
 
     together(task, min(default_threads() if threads is None else threads, plan.groups))
     summed = gradient.reshape(plan.groups, -1).sum(0) if gradient.size > 1 else None
@@ -710,7 +846,7 @@ def forward(x, theta, widths, seeds, terms=(), activation="tanh", last=False, ou
     if _is_wide(widths):
         return _wide_forward(x, theta, widths, seeds, terms, activation, last, out)
     plan, memory = _plan(x, widths, seeds, terms, activation, last, _numbers(terms, x.dtype), False, False)
-    _launch(plan, memory, FORWARD, x, theta, widths, seeds, _numbers(terms, x.dtype), None, 0, out.reshape(-1), threads)
+    _launch(plan, memory, FORWARD, x, theta, widths, seeds, _numbers(terms, x.dtype), None, out.reshape(-1), threads)
     return out
 
 
@@ -722,8 +858,8 @@ def adjoint(x, theta, widths, seeds, cot, terms=(), activation="tanh", last=Fals
         results = _wide_adjoint(x, theta, widths, seeds, cot, terms, activation, last)
     else:
         plan, memory = _plan(x, widths, seeds, terms, activation, last, factors, False, want_x)
-        results = _launch(plan, memory, ADJOINT, x, theta, widths, seeds, factors, cot, 0, np.zeros(1, x.dtype),
-                          threads, want_x)
+        results = _launch(plan, memory, ADJOINT, x, theta, widths, seeds, factors, cot, _NOTHING[x.dtype], threads,
+                          want_x)
     return results if out is None else _filled(out, *results)
 
 
@@ -743,13 +879,14 @@ def residual(x, theta, widths, seeds, terms, a, b, c, f, weight, activation="tan
                          f"acts on one output")
     if any(v.size not in (1, n) for v in factors):
         raise ValueError(f"coefficients have one number or one for each of {n} points")
-    r, scale = np.empty(n, x.dtype), 2.0 / n
+    r = np.empty(n, x.dtype)
     if _is_wide(widths):
         results = _wide_residual(x, theta, widths, seeds, terms, factors, activation, gradient)
     else:
         plan, memory = _plan(x, widths, seeds, full, activation, False, factors, True, False)
+        factors[-1] = factors[-1] * x.dtype.type(2 / n)
         grad, _ = _launch(plan, memory, RESIDUAL if gradient else RESIDUAL_ONLY, x, theta, widths, seeds, factors,
-                          None, scale, r, threads)
+                          None, r, threads)
         results = r, grad if gradient else None
     return results if out is None else _filled(out, *results)
 
@@ -763,7 +900,7 @@ def jacobian(x, theta, widths, seeds, cot, terms=(), activation="tanh", out=None
         steps = push(start(x, seeds, seconds_of(terms)), theta, widths, len(seeds), terms, activation, False)[1]
         return _filled(out, np.concatenate(list(_wide_rows(pull(cot, steps, len(seeds), terms)[0], steps))))
     plan, memory = _plan(x, widths, seeds, terms, activation, False, factors, False, False)
-    _launch(plan, memory, JACOBIAN, x, theta, widths, seeds, factors, cot, 0, out.reshape(-1), threads)
+    _launch(plan, memory, JACOBIAN, x, theta, widths, seeds, factors, cot, out.reshape(-1), threads)
     return out
 
 

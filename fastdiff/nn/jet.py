@@ -11,6 +11,7 @@ so that hard constraints u = B + G N, gates, residual blocks and features are su
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -55,8 +56,8 @@ class Channels:
 
     def seeds(self, like):
         """Directions of the first derivatives, (F, d)."""
-        eye = torch.eye(len(self.names), dtype=like.dtype, device=like.device)
-        return eye[[self.names.index(n) for n in self.first]]
+        rows = [[float(n == name) for n in self.names] for name in self.first]
+        return torch.tensor(rows, dtype=like.dtype, device=like.device).reshape(len(rows), len(self.names))
 
     def __eq__(self, other):
         return isinstance(other, Channels) and (self.names, self.all) == (other.names, other.all)
@@ -263,9 +264,7 @@ class JetMLP(nn.Module):
         if self.widths[-1] != 1:
             raise ValueError(f"residual_loss is for networks with one output, not {self.widths[-1]}: use jet")
         second = [k for k in operator if len(k) == 2]
-        channels = Channels(self.names, "", second)
-        if x.is_cuda:
-            raise ValueError("residual_loss runs on the CPU: on a GPU use net.jet(...), whose kernels run there")
+        channels = _channels(self.names, "", " ".join(second))
         for key in operator:
             if len(key) != 2 and key not in ("u", *self.names):
                 raise ValueError(f"unknown term {key!r} of an operator; known: u, {', '.join(self.names)}, and pairs "
@@ -295,15 +294,25 @@ def _seeds(channels, data):
 
 
 def _row(value, x):
-    """A coefficient as a flat tensor of one number or of one a point."""
+    """A coefficient as a number, or as a flat tensor of one number or of one a point."""
     if not isinstance(value, torch.Tensor):
-        return x.new_full((1,), float(value))
+        return float(value)
     if value.requires_grad:
         raise ValueError("residual_loss gives no gradient by its coefficients: use net.jet(...) for unknown ones")
     value = value.to(x).reshape(-1)
     if value.numel() not in (1, len(x)):
         raise ValueError(f"a coefficient has one number or one for each of {len(x)} points, not {value.numel()}")
     return value
+
+
+@lru_cache(maxsize=256)
+def _kept_channels(names, first, second):
+    return Channels(names, first, second)
+
+
+def _channels(names, first, second):
+    """`Channels` of strings, made once; torch.compile makes them while it traces."""
+    return (Channels if torch.compiler.is_compiling() else _kept_channels)(names, first, second)
 
 
 class _Layer(nn.Module):

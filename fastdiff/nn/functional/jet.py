@@ -1,5 +1,6 @@
 """Derivatives of a multilayer perceptron in one pass: operators and autograd Functions around `kernels/jet.py`."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,21 +62,28 @@ def _adjoint_cuda(x, theta, seeds, cot, widths, terms, factors, activation, last
     return found[0], x.new_empty(0) if found[1] is None else found[1]
 
 
-def _residual_cpu(x, theta, seeds, rows, widths, terms, activation, gradient):
-    x, theta, seeds, *rows = _all(x, theta, seeds, *rows)
+def _residual_cpu(x, theta, seeds, rows, numbers, widths, terms, activation, gradient):
+    dtype, given = _TYPES[x.dtype], [np.full(1, v, _TYPES[x.dtype]) for v in numbers]
+    x, theta, seeds, *rows = arrays(x, theta, seeds, *rows)
+    rows = [one if row is None else row.astype(dtype, copy=False) for row, one in zip(rows, given)]
     pairs = [(terms[2 * k], terms[2 * k + 1]) for k in range(len(terms) // 2)]
     a, b, (c, f, weight) = rows[: len(pairs)], rows[len(pairs) : -3], rows[-3:]
     r, grad = kernels.residual(x, theta, widths, seeds, pairs, a, b, c, f, weight, activation, gradient)
-    loss = np.array(_mean_square(r, weight), x.dtype)
-    return torch.from_numpy(loss), torch.from_numpy(np.empty(0, x.dtype) if grad is None else grad), torch.from_numpy(r)
+    loss = np.array(_mean_square(r, weight), dtype)
+    return torch.from_numpy(loss), torch.from_numpy(np.empty(0, dtype) if grad is None else grad), torch.from_numpy(r)
+
+
+_TYPES: Any = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
 def _mean_square(r, weight):
     r = r.astype(np.float64)
-    return np.dot(r * r, np.broadcast_to(weight.astype(np.float64), r.shape)) / len(r)
+    if weight.size == 1:
+        return float(weight.flat[0]) * (np.dot(r, r) / len(r))
+    return np.dot(r * r, weight.astype(np.float64)) / len(r)
 
 
-def _residual_fake(x, theta, seeds, rows, widths, terms, activation, gradient):
+def _residual_fake(x, theta, seeds, rows, numbers, widths, terms, activation, gradient):
     return x.new_empty(()), torch.empty_like(theta) if gradient else x.new_empty(0), x.new_empty(x.shape[0])
 
 
@@ -92,8 +100,8 @@ _forward = op(f"jet_forward(Tensor x, Tensor theta, Tensor seeds, {_NET}) -> Ten
               _forward_cuda)
 _adjoint = op(f"jet_adjoint(Tensor x, Tensor theta, Tensor seeds, Tensor cot, {_NET}, bool want_x) -> (Tensor, Tensor)",
               _adjoint_cpu, _adjoint_fake, _adjoint_cuda)
-_residual = op("jet_residual(Tensor x, Tensor theta, Tensor seeds, Tensor[] rows, int[] widths, int[] terms, "
-               "str activation, bool gradient) -> (Tensor, Tensor, Tensor)", _residual_cpu, _residual_fake)
+_residual = op("jet_residual(Tensor x, Tensor theta, Tensor seeds, Tensor?[] rows, float[] numbers, int[] widths, "
+               "int[] terms, str activation, bool gradient) -> (Tensor, Tensor, Tensor)", _residual_cpu, _residual_fake)
 _jacobian = op("jet_jacobian(Tensor x, Tensor theta, Tensor seeds, Tensor cot, int[] widths, int[] terms, "
                "float[] factors, str activation) -> Tensor", _jacobian_cpu, _jacobian_fake)
 
@@ -101,6 +109,13 @@ _ONCE = ("the {0} kernel differentiates once: no second derivative by the parame
          "from `first` and `second`; for curvature use `jet_jacobian` (Gauss-Newton)")
 
 
+def _signed(function):
+    """Decorator: remember the signature of `forward`, which torch would look up in each call (20 microseconds)."""
+    function.forward.__signature__ = inspect.signature(function.forward)
+    return function
+
+
+@_signed
 class _Jets(torch.autograd.Function):
     @staticmethod
     def forward(x, theta, seeds, net):
@@ -114,7 +129,8 @@ class _Jets(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cots):
         x, theta, seeds = ctx.saved_tensors
-        theta_bar, x_bar = _JetsAdjoint.apply(x, theta, seeds, cots[0], ctx.net, ctx.needs_input_grad[0])
+        adjoint = _JetsAdjoint.apply if torch.is_grad_enabled() else _adjoint_of
+        theta_bar, x_bar = adjoint(x, theta, seeds, cots[0], ctx.net, ctx.needs_input_grad[0])
         return x_bar if ctx.needs_input_grad[0] else None, theta_bar, None, None
 
     @staticmethod
@@ -126,10 +142,15 @@ class _Jets(torch.autograd.Function):
         return _each(info, in_dims, lambda *a: _Jets.apply(*a, net), x, theta, seeds), 0
 
 
+def _adjoint_of(x, theta, seeds, cot, net, want_x):
+    return _adjoint(x, theta, seeds, cot, *net, want_x)
+
+
+@_signed
 class _JetsAdjoint(torch.autograd.Function):
     @staticmethod
     def forward(x, theta, seeds, cot, net, want_x):
-        return _adjoint(x, theta, seeds, cot, *net, want_x)
+        return _adjoint_of(x, theta, seeds, cot, net, want_x)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -154,10 +175,11 @@ def _each(info, in_dims, function, *values):
     return torch.stack([function(*(_pick(v, d, k) for v, d in zip(values, in_dims))) for k in range(info.batch_size)])
 
 
+@_signed
 class _ResidualLoss(torch.autograd.Function):
     @staticmethod
-    def forward(theta, x, seeds, rows, widths, terms, activation, gradient):
-        return _residual(x, theta, seeds, rows, widths, terms, activation, gradient)
+    def forward(theta, x, seeds, rows, net):
+        return _residual(x, theta, seeds, rows, *net)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -166,21 +188,30 @@ class _ResidualLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cots):
-        return _Scaled.apply(cots[0], *ctx.saved_tensors), *[None] * 7
+        gradient, theta = ctx.saved_tensors
+        scaled = _Scaled.apply if torch.is_grad_enabled() else _scaled
+        return scaled(cots[0], gradient, theta), *[None] * 4
 
     @staticmethod
-    def vmap(info, in_dims, theta, x, seeds, rows, widths, terms, activation, gradient):
+    def vmap(info, in_dims, theta, x, seeds, rows, net):
         found = []
         for k in range(info.batch_size):
             one = [_pick(v, d, k) for v, d in zip((theta, x, seeds), in_dims)]
-            found.append(_residual(one[1], one[0], one[2], rows, widths, terms, activation, gradient))
+            dims = in_dims[3] if isinstance(in_dims[3], list | tuple) else [None] * len(rows)
+            some = [None if v is None else _pick(v, d, k) for v, d in zip(rows, dims)]
+            found.append(_residual(one[1], one[0], one[2], some, *net))
         return tuple(torch.stack(part) for part in zip(*found)), (0, 0, 0)
 
 
+def _scaled(cot, gradient, theta):
+    return cot.unsqueeze(-1) * gradient
+
+
+@_signed
 class _Scaled(torch.autograd.Function):
     @staticmethod
     def forward(cot, gradient, theta):  # theta is here so that its second derivative is refused, not taken as 0
-        return cot.unsqueeze(-1) * gradient
+        return _scaled(cot, gradient, theta)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -236,14 +267,37 @@ def jet_residual(x, theta, widths: Sequence[int], seeds, terms, a, b, c, f, weig
     """Mean over the points of weight (L u + c u - f)^2, and the residuals, with the gradient formed in the same pass.
 
     L u = sum over `terms` (i, j) of a u_ij + sum over inputs k of b_k u_k; i and j are rows of `seeds`. Each of a, b,
-    c, f and weight is a tensor of one number or of one a point (N). Returns (loss, residuals (N)). Differentiable by
-    theta alone, once.
+    c, f and weight is a number, or a tensor of one number or of one a point (N). Returns (loss, residuals (N)).
+    Differentiable by theta alone, once. On a GPU the channels are those of `jet_mlp`, joined by torch.
     """
     _check(x, theta, widths, activation)
+    rows = [*a, *b, c, f, weight]
+    if len(a) != len(terms) or len(b) != widths[0] or widths[-1] != 1 or x.ndim != 2 or not len(x):
+        raise ValueError(f"an operator has a number for each of {len(terms)} terms and each of {widths[0]} inputs, and "
+                         f"acts on one output at one point (N, {widths[0]}) or more: not on x of {tuple(x.shape)} with "
+                         f"{widths[-1]} outputs")
+    if x.is_cuda:
+        return _joined(x, theta, widths, seeds, terms, rows, activation)
+    tensors = [v if isinstance(v, torch.Tensor) else None for v in rows]
+    numbers = [0.0 if isinstance(v, torch.Tensor) else float(v) for v in rows]
     gradient = torch.is_grad_enabled() and theta.requires_grad
-    loss, _, r = _ResidualLoss.apply(theta, x, seeds, [*a, *b, c, f, weight], [int(w) for w in widths],
-                                     [int(k) for pair in terms for k in pair], activation, gradient)
+    net = (numbers, [int(w) for w in widths], [int(k) for pair in terms for k in pair], activation, gradient)
+    loss, _, r = _ResidualLoss.apply(theta, x, seeds, tensors, net)
     return loss, r
+
+
+def _joined(x, theta, widths, seeds, terms, rows, activation):
+    """`jet_residual` from channels: a second derivative for each term, and the first ones by every input."""
+    firsts, n = seeds.shape[0], len(terms)
+    a, b, (c, f, weight) = rows[:n], rows[n:-3], rows[-3:]
+    every = torch.cat([seeds, torch.eye(x.shape[1], dtype=x.dtype, device=x.device)])
+    u = jet_mlp(x.detach(), theta, widths, every, [(k, i, j, 1.0) for k, (i, j) in enumerate(terms)], activation)
+    u, r = u[..., 0], c * u[0, :, 0] - f
+    for k, factor in enumerate(b):
+        r = r + factor * u[1 + firsts + k]
+    for k, factor in enumerate(a):
+        r = r + factor * u[1 + len(every) + k]
+    return (weight * r.square()).mean(), r.detach()
 
 
 def jet_jacobian(x, theta, widths: Sequence[int], seeds, cot, terms=(), activation: str = "tanh"):

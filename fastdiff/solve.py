@@ -76,7 +76,8 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
               is complete. u of the Solution then is the open file's; Solution.load reads it, too
 
     Returns a Solution with t (T,), u (T, [C,] *grid) or (batch, T, [C,] *grid), final (like u0; if there is one frame
-    alone, it shares u's memory), and stats: method, why, steps, dt, seconds, compile_seconds, cell_updates_per_second, error_estimate.
+    alone, it shares u's memory), and stats: method, why, steps, dt, seconds, compile_seconds, cell_updates_per_second,
+    error_estimate.
 
     Raises ValueError for input that cannot be solved (it says what to do), Unstable (a ValueError) for a step beyond
     the stability limit, Diverged for a field that becomes NaN or infinite.

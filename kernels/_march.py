@@ -286,7 +286,7 @@ def _tuple(texts):
 
 
 def _places(near, kept):
-    """Lines that make the offsets of components: k in the source, l in the target, h_ where they are kept."""
+    """Lines that make the offsets of components: k in the source, l in the target, g where they are kept."""
     return ["    k0 = l0 = g0 = zero", *(f"    k{c}, l{c} = k{c - 1} + scs, l{c - 1} + dcs" for c in range(1, near)),
             *(f"    g{c} = g{c - 1} + hcs" for c in range(1, kept))]
 
@@ -729,7 +729,8 @@ def finish_level(e, t, buf, new, now):
             steady_ends(buf, none, t.near, buf, new + (z + t.g0) * t.plane + t.g1 * t.pitch, t.stride, along, rows,
                         left, t.right, t.at_low, t.at_high, t.wrap, True, t.n2)
     if t.vary == BY_ROW or t.held:
-        for z in range(t.n0):
+        every = t.vary == BY_ROW or e.ints[1] == BOUNDED  # else only the first and the last row may be held
+        for z in range(none, t.n0, none + 1 if every else max(t.n0 - 1, none + 1)):
             for y in range(t.n1):
                 finish_row(e, t, buf, new + (z + t.g0) * t.plane + (y + t.g1) * t.pitch, z, y, now)
     if t.g0 or t.g1:

@@ -98,6 +98,7 @@ def test_two_components_on_every_schedule(shape):
 def test_what_stages_keep_on_every_schedule(name):
     """Registers are kept in place: every tile, depth and number of steps must leave the same ones."""
     kernel, rng = discover()[name], np.random.default_rng(8)
+    assert kernel.cpu is not None
     for shape in {1: [(37,), (300,)], 2: [(33, 70), (1, 9), (9, 1)], 3: [(9, 8, 19)]}[kernel.ndim]:
         inputs, first = kernel.sample(shape, np.float64, rng), None
         expected = kernel.reference(**inputs)

@@ -330,7 +330,7 @@ def _placed_sample(shape, dtype, rng):
 
 
 def _placed_kernel(name, ndim):
-    # In 3-D the resident CUDA schedule spills 84 bytes with blocks of 512 threads, which the compiler's gate forbids: it
+    # In 3-D the resident CUDA schedule spills 84 bytes with blocks of 512 threads, which the gate forbids: it
     # runs on a GPU, but is not listed until that is mended.
     cuda = placed_cuda if ndim < 3 else None
     return Kernel(name=name, reference=placed_reference, cpu=placed_cpu, cuda=cuda, sample=_placed_sample,

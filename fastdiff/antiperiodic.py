@@ -69,6 +69,12 @@ class Fold:
         self.grid, self.axes, self.equation = grid, axes, equation
         self.whole = doubled_grid(grid, axes)
 
+    def check(self, samples, equation):
+        """Refuse coefficients that are arrays over the grid; `samples` is that function of fastdiff.equations._base."""
+        if samples(equation, self.grid) != samples(equation, self.whole):
+            raise ValueError("a coefficient is an array over the grid, which antiperiodic axes cannot take: write it "
+                             "as a formula that repeats along them")
+
     def opened(self, u):
         """A field of the user's, or a state, on the whole grid."""
         if np.shape(u)[-self.grid.ndim :] != self.grid.shape:

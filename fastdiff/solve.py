@@ -14,13 +14,14 @@ from fastdiff.kernels._threads import check_threads
 from fastdiff.solution import Solution
 from fastdiff.state import State, first_bad, first_not_finite, read
 from fastdiff.steppers import METHODS as MARCHING
-from fastdiff.steppers._adapt import Controller, Richardson
+from fastdiff.steppers._adapt import Controller, Richardson, Stuck
 from fastdiff.steppers._base import DOUBLING, EMBEDDED, LIMIT, check_device, chunks, steps_between
 from fastdiff.steppers.auto import DEFAULT_RTOL, has_lines
 from fastdiff.steppers.auto import choose as cheapest
 
 METHODS = ("auto", *MARCHING, "spectral")
 MOST_STEPS = 1 << 20  # of a method that solves again with smaller steps
+COARSEST, LONGEST = 3, 1024  # steps that it begins with, and up to which a field that diverges gets smaller ones
 
 
 class Diverged(FloatingPointError):
@@ -91,7 +92,9 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
         check_device(method, method in MARCHING and MARCHING[method].gpu, u0, device)
     boundary, anti = antiperiodic.split(boundary, grid)
     fold = antiperiodic.Fold(grid, anti, type(equation).__name__) if anti else None
-    grid = grid if fold is None else fold.whole
+    if fold is not None:
+        fold.check(samples, equation)
+        grid = fold.whole
     state = read(u0 if fold is None else fold.opened(u0), grid, equation.names, samples(equation, grid), device)
     _check_rtol(rtol, state)
     times, hidden = _times(t_end, save_at)
@@ -314,21 +317,44 @@ def _adapted(problem, run, rtol, progress):
 
         for n, (begin, end) in enumerate(_intervals(problem)):
             if end > begin:
-                u = controller.advance(u, begin, end, check)
+                try:
+                    u = controller.advance(u, begin, end, check)
+                except Stuck as stuck:
+                    _grown(problem, stuck)
+                    raise
             if watch.put(frames, n, run.newest(u)):
                 break
     return frames, {"steps": controller.steps, "rejected": controller.rejected, "evaluations": controller.evaluations,
                     "dt": controller.h, "error_estimate": controller.error}
 
 
+def _grown(problem, stuck):
+    """Raise Diverged if a field that no step is small enough for has grown out of all proportion."""
+    field, start = abs(_host(stuck.field)), abs(_host(problem.state.data)).max()
+    bad = np.unravel_index(np.argmax(field), field.shape)
+    if field[bad] > 1e3 * max(start, 1e-300):
+        where = f" of sample {bad[0]}" if problem.state.batched else ""
+        raise Diverged(f"{problem.equation.names[bad[1]]} grows without bound: it was {field[bad]:.3g} in size at "
+                       f"{tuple(map(int, bad[2:]))}{where} at t = {stuck.t:.8g}, and no step was small enough to go on"
+                       ) from stuck
+
+
 def _doubled(problem, run, rtol, progress):
     """Solve with more and more steps until the error that they show is below rtol."""
     span = float(problem.times[-1])
     series = Richardson(run.method.order, len(problem.times), lambda: _frames(problem))
-    counts = np.array([steps_between(a, b, span / 3) if b > a else 0 for a, b in _intervals(problem)])
+    counts = np.array([steps_between(a, b, span / COARSEST) if b > a else 0 for a, b in _intervals(problem)])
     times, total, evaluations = 1, 0, 0
     while True:
-        frames, stats = _fixed(problem, run, counts * times, progress)
+        try:
+            frames, stats = _fixed(problem, run, counts * times, progress)
+        except Diverged:  # the first steps are long
+            if times >= LONGEST // COARSEST:
+                raise
+            times, series = times * 4, Richardson(run.method.order, len(problem.times), lambda: _frames(problem))
+            for sink in problem.sinks:
+                sink.discard()
+            continue
         total, evaluations = total + stats["steps"], evaluations + stats["evaluations"]
         best, spent = series.add(times, frames)
         if series.error <= rtol:

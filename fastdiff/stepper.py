@@ -35,6 +35,8 @@ class Stepper:
         self.equation, self.grid, self.dt, self.boundary, self.threads = equation, grid, float(dt), boundary, threads
         self._fold = antiperiodic.Fold(grid, anti, type(equation).__name__) if anti else None
         self._whole = grid if self._fold is None else self._fold.whole
+        if self._fold is not None:
+            self._fold.check(samples, equation)
         self._runs: dict = {}
         conditions(boundary, grid, equation.names)
         limit = equation.stable_dt(self._whole) * self.method.reach

@@ -55,6 +55,10 @@ def test_what_is_refused(tmp_path):
         fd.solve(fd.FisherKPP(), 0.5 * np.sin(np.pi * grid.points(0)), grid, t_end=0.5, boundary=RING, method="rkl2",
                  save_to=tmp_path / "a.h5")
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="a coefficient is an array over the grid"):
+        fd.solve(fd.Heat(np.linspace(1, 2, 16)), np.ones(16), grid, t_end=0.1, boundary=RING)
+    with pytest.raises(ValueError, match="does not repeat along the axis"):
+        fd.solve(fd.Heat("1 + x"), np.sin(np.pi * grid.points(0)), grid, t_end=0.1, boundary=RING, method="euler")
     with pytest.raises(ValueError, match="does not change sign"):
         fd.Stepper(fd.FisherKPP(), grid, dt=1e-3, boundary=RING)(np.ones(16))
     for other in (lambda: fd.monte_carlo(fd.Heat(), np.ones(16), grid, points=[0.5], t=0.1, boundary=RING),
@@ -63,11 +67,8 @@ def test_what_is_refused(tmp_path):
             other()
 
 
-METHODS = ["euler", "rk4", "rk23", "rkl2", "crank_nicolson", "strang", "etdrk4", "spectral", "auto"]
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_takes_it_and_streams(method, tmp_path):
+@pytest.mark.parametrize("method", ["rkl2", "crank_nicolson", "etdrk4", "spectral"])
+def test_every_kind_of_method_takes_it_and_streams(method, tmp_path):
     grid = fd.Grid(32, extent=2.0, periodic=True)
     wave = np.sin(np.pi * grid.points(0) / 2)
     sol = fd.solve(fd.Heat(0.2), np.stack([wave, 2 * wave]), grid, save_at=[0.1, 0.2], boundary=RING, method=method,
@@ -78,7 +79,7 @@ def test_every_method_takes_it_and_streams(method, tmp_path):
     assert again.u.shape == (2, 2, 32) and (np.asarray(again.u)[:, -1] == sol.final).all() and again.grid == grid
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("spectral", "auto")])
+@pytest.mark.parametrize("method", ["euler", "rkl2", "crank_nicolson", "etdrk4"])
 def test_a_stepper_takes_it(method):
     grid = fd.Grid(32, extent=2.0, periodic=True)
     wave = np.sin(np.pi * grid.points(0) / 2)

@@ -596,6 +596,14 @@ def test_a_blow_up_says_when_where_and_which_sample():
     assert between[1] - between[0] == pytest.approx(1e-3, rel=1e-3)
 
 
+@pytest.mark.parametrize("method", ["rk23", "strang"])
+def test_steps_that_follow_the_error_into_a_blow_up_say_so_too(method):
+    u0 = np.full((2, 16), 0.5)
+    u0[1, 11] = 2.0
+    with pytest.raises(fd.Diverged, match=r"u (grows without bound|became).* of sample 1"):
+        fd.solve(rd({"u": "u**2"}, 0.0), u0, fd.Grid(16), 5.0, method=method)
+
+
 # -- CUDA ------------------------------------------------------------------------------------------------------------
 
 

@@ -128,7 +128,8 @@ def timed_source(text: Any, grid: Grid, dt: float, dtype) -> Any:
             return ast.Name(new.get(node.id, node.id), node.ctx)
 
     module, dtype = rule_module((ast.unparse(Rename().visit(tree)),), 0, (False,)), np.dtype(dtype)
-    found = module.fields(dt, *places_of(grid))
+    with np.errstate(all="ignore"):
+        found = module.fields(dt, *places_of(grid))
     cells = [Cells(np.broadcast_to(np.asarray(f, np.float64), grid.shape), grid.ndim, dtype) for f in found]
     numbers = [dtype.type(h) for h in module.numbers(dt)]
     if not all(np.isfinite(c.values).all() for c in cells) or not np.isfinite(numbers).all():

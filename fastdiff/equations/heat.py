@@ -12,6 +12,8 @@ from fastdiff.equations._base import AsGiven, axis_values, common_batch, diffusi
 from fastdiff.equations._coefficients import at_wall_of, in_space, is_formula, over_grid, samples_in, timed_source, uses
 from fastdiff.equations._exact import single
 from fastdiff.equations._laws import FieldLaw
+from fastdiff.equations._rules import AXES, CURVED
+from fastdiff.expressions import Expression
 from fastdiff.grid import Grid
 from fastdiff.kernels import heat, nonlinear, variable, wide
 
@@ -59,6 +61,9 @@ class Heat(AsGiven):
         if self.order not in (2, 4, 6):
             raise ValueError(f"order is 2, 4 or 6, not {self.order!r}")
         self._laws  # noqa: B018  formulas in u are read here
+        for part in (self._parts() if self._matrix is None else [e for row in self._matrix for e in row]):
+            if isinstance(part, str) and not uses(part, "u"):
+                Expression(part, (*AXES, *CURVED))
         if self.parameters and not any(self._laws):
             raise ValueError("parameters are those of expressions in u, and there is none")
 

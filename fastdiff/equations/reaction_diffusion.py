@@ -289,7 +289,7 @@ class ReactionDiffusion(AsGiven):
         ends: list[Any] = [(0.0, 1.0)] * 3
         if grid is not None:
             ends = [e if isinstance(e, tuple) else (0.0, 0.0) for e in places_of(grid, zip(grid.low, grid.high))]
-        places = np.array(list(product(*[np.linspace(*e, 3) for e in ends], [0.0, 0.5, 1.0])))
+        places = np.array(list(product(*[np.linspace(e[0], e[1], 3) for e in ends], [0.0, 0.5, 1.0])))
         if not self._placed:
             places = places[:1]
         states = [np.repeat(points[:, k], len(places))[None] for k in range(len(self.names))]

@@ -19,6 +19,14 @@ ROUNDING = 8
 AT_ONCE = 8  # steps of one length between looks at the error, once it has settled
 
 
+class Stuck(ValueError):
+    """No step is small enough. It knows the last field that was accepted, and its time."""
+
+    def __init__(self, text, field, t):
+        super().__init__(text)
+        self.field, self.t = field, t
+
+
 class Controller:
     """Marches a run from time to time, remembering the step that fits. `steps`, `rejected`, `evaluations` count."""
 
@@ -48,8 +56,8 @@ class Controller:
             self.rejected, tries, done = self.rejected + count, tries + 1, False
             if tries > TRIES or h < 1e-12 * self.span:
                 watch(self.run.newest(new), t + h, h, 0)
-                raise ValueError(f"{self.run.method.name} does not meet rtol = {self.rtol:g} at t = {t:g} with steps "
-                                 f"down to {h:g}: try a larger rtol, or float64")
+                raise Stuck(f"{self.run.method.name} does not meet rtol = {self.rtol:g} at t = {t:g} with steps down "
+                            f"to {h:g}: try a larger rtol, or float64", self.run.newest(state), t)
         return state
 
     def _fitted(self, left):

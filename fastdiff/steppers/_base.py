@@ -182,7 +182,7 @@ class Explicit(Run):
             key = kind_of(rule), data.dtype, self.grid.ndim
             if key not in _compiled:
                 _compiled.add(key)
-                self.advance(data, 0.0, dt, 1, initial=data)
+                self.advance(data, 0.0, dt, 1, initial=data, watched=self.method.control == EMBEDDED)
             return
         schedule = _run.schedule_of(data.shape, data.itemsize, self.threads, kept_by(type(rule)))
         key = kind_of(rule), data.dtype, schedule

@@ -14,11 +14,12 @@ gathers: a cell reads its neighbours' l, whose ghosts are 0, so rows are vectors
 
 with u and l tuples of stars. States between are computed again: a few are kept (`Checkpoints`), and from each of
 them a *segment* is marched with every state kept, then marched back. Segments run on all threads: rows are shared out
-in chunks, and a chunk goes on when its neighbours have come as far. What is summed up belongs to one cell, so results
-do not depend on the number of threads.
+in chunks, and a chunk goes on when its neighbours have come as far: some levels at once, in trapezoids and then the
+triangles between them, so that rows stay in cache. What is summed up belongs to one cell, level after level, so results
+do not depend on the number of threads, nor on chunks.
 
-Checkpoints after Griewank and Walther, "Algorithm 799: revolve", ACM Trans. Math. Softw. 26 (2000) 19: with c of them
-and every block of steps marched at most r times more, C(c + r, c) blocks can be reversed.
+Checkpoints after Griewank and Walther, "Algorithm 799: revolve", ACM Trans. Math. Softw. 26 (2000) 19: with c of them,
+the start among them, and every block of steps marched at most r times, C(c + r, c) blocks can be reversed.
 """
 
 from math import comb, isqrt
@@ -71,6 +72,7 @@ from fastdiff.kernels._march import (
     hold_ends,
     hold_rows,
     holds_rows,
+    many_ends,
     map_fields,
     sample_of,
     set_ends,
@@ -82,6 +84,7 @@ from fastdiff.kernels._threads import default_threads, scratch, together
 
 TERMS = 5  # sums at each wall cell: by u0, by u1, by g, of the ghost itself, and by the wall's weight
 LINE = 8  # numbers in a cache line
+DEPTH = 8  # levels of a block at most
 PATIENCE = 100  # looks at the own chunks before helping with others
 
 # -- back rules, by type ----------------------------------------------------------------------------------------------
@@ -141,10 +144,11 @@ def restrict_grad(typingctx):
     return types.none(), codegen
 
 
-def pull_rows(p, dst, d, lam, l, src, s, grad, g, stride, o0, o1, lo, hi, step, i0, i1, origin):
-    """One row of a transposed step: from `lam` at offset l to `dst` at d, the state in `src` at s, sums in `grad` at g.
+def pull_rows(p, dst, d, lam, l, src, s, grad, g, stride, along, rows, o0, o1, lo, hi, step, i0, i1, di0, di1, origin):
+    """Rows of a transposed step: from `lam` at offset l to `dst` at d, the state in `src` at s, sums in `grad` at g.
 
-    Neighbouring rows are `o0` and `o1` away, components `stride`; columns lo:hi are computed.
+    Neighbours across rows are `o0` and `o1` away, components `stride`; columns lo:hi are computed. From row to row
+    offsets grow by `along`, indices by `di0` and `di1`.
     """
     raise NotImplementedError("compiled only")
 
@@ -177,16 +181,19 @@ def _scope():
 
 
 @overload(pull_rows, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
-def _pull_rows(p, dst, d, lam, l, src, s, grad, g, stride, o0, o1, lo, hi, step, i0, i1, origin):
+def _pull_rows(p, dst, d, lam, l, src, s, grad, g, stride, along, rows, o0, o1, lo, hi, step, i0, i1, di0, di1, origin):
     rule = p.instance_class
     count, (u, ls) = rule.components * _registers(rule), _stars(rule)
-    lines = ["def row(p, dst, d, lam, l, src, s, grad, g, stride, o0, o1, lo, hi, step, i0, i1, origin):",
+    lines = ["def row(p, dst, d, lam, l, src, s, grad, g, stride, along, rows, o0, o1, lo, hi, step, i0, i1, di0, di1,"
+             " origin):",
              "    keep_apart()", "    wide_vectors()", "    restrict_dst()", "    restrict_grad()", "    k0 = zero",
              *(f"    k{k} = k{k - 1} + stride" for k in range(1, max(count, rule.grads))),
-             "    for x in range(lo, hi):",
-             f"        new = back(p, {u}, {ls}, At(step, i0, i1, x + origin))",
-             *(f"        dst[d + k{c} + x] = new[{c}]" for c in range(count)),
-             *(f"        grad[g + k{k} + x] += new[{count + k}]" for k in range(rule.grads))]
+             "    for row in range(rows):",
+             "        for x in range(lo, hi):",
+             f"            new = back(p, {u}, {ls}, At(step, i0, i1, x + origin))",
+             *(f"            dst[d + k{c} + x] = new[{c}]" for c in range(count)),
+             *(f"            grad[g + k{k} + x] += new[{count + k}]" for k in range(rule.grads)),
+             "        d, l, s, g, i0, i1 = d + along, l + along, s + along, g + along, i0 + di0, i1 + di1"]
     scope = _scope()
     exec("\n".join(lines), scope)
     return scope["row"]
@@ -322,39 +329,63 @@ def space_for(shape, kinds, components) -> Space:
 
 
 @inner
-def finish_rows(e, b, C, buf, base, s, z0, z1, level, ends):
+def finish_planes(e, b, C, buf, base, s, z0, z1, level, ends, held, vary):
     """Held cells and ghosts of planes z0:z1 at a time level."""
     keep_apart()
-    none, left, right = z0 - z0, z0 - z0 + LANES, LANES + s.n2
-    held, vary = holds_rows(e, C), ends_vary(e, C)
+    none, left, right, wrap = z0 - z0, z0 - z0 + LANES, LANES + s.n2, e.ints[2] == PERIODIC
     set_ends(e, b, C, ends, none, level, none, none, s.n1, s.n2)
-    for z in range(z0, z1):
-        for y in range(s.n1):
-            row = base + (z + s.g0) * s.plane + (y + s.g1) * s.pitch
-            if e.ints[2] == BOUNDED:
+    if vary != BY_ROW:
+        for z in range(z0, z0 + 1 if s.n1 == 1 else z1):
+            row = base + (z + s.g0) * s.plane + s.g1 * s.pitch
+            along, rows = (s.plane, z1 - z0) if s.n1 == 1 else (s.pitch, s.n1)
+            many_ends(ends, none, C, buf, row, s.stride, along, rows, left, right, not wrap, not wrap, wrap, True, s.n2)
+    if held or vary == BY_ROW:
+        for z in range(z0, z1):
+            for y in range(s.n1):
+                row = base + (z + s.g0) * s.plane + (y + s.g1) * s.pitch
                 if vary == BY_ROW:
                     set_ends(e, b, C, ends, none, level, z, y, s.n1, s.n2)
-                hold_ends(ends, none, C, buf, row, s.stride, left, right, True, True)
-            if held:
-                hold_rows(e, b, C, buf, row, s.stride, left, right, level, z, y, none - LANES, s.n0, s.n1, s.n2)
-            if e.ints[2] == BOUNDED:
-                ghost_ends(e, b, ends, none, C, buf, row, s.stride, left, right, True, True, level, z, y, s.n1, s.n2)
+                    hold_ends(ends, none, C, buf, row, s.stride, left, right, True, True)
+                if held:
+                    hold_rows(e, b, C, buf, row, s.stride, left, right, level, z, y, none - LANES, s.n0, s.n1, s.n2)
+                if vary == BY_ROW:
+                    ghost_ends(e, b, ends, none, C, buf, row, s.stride, left, right, True, True, level, z, y, s.n1,
+                               s.n2)
     images(e, C, buf, base, s, z0, z1)
+    if e.ints[1] == BOUNDED:
+        ghost_lines(e, b, C, buf, base, s, z0, z1, level)
+    if e.ints[0] == BOUNDED:
+        ghost_planes(e, b, C, buf, base, s, z0, z1, level)
+
+
+@inner
+def ghost_lines(e, b, C, buf, base, s, z0, z1, level):
+    """The ghosts of planes z0:z1 beyond axis 1."""
+    keep_apart()
+    none, deep = z0 - z0, min(z0 - z0 + 1, s.n1 - 1)
     for c in range(C):
         for end in range(2):
-            deep = min(none + 1, s.n1 - 1)
-            if e.ints[1] == BOUNDED and e.ints[HEAD + (c * 6 + 2 + end) * ITEMS] == GHOST:
+            if e.ints[HEAD + (c * 6 + 2 + end) * ITEMS] == GHOST:
                 y, away = end * (s.n1 - 1), 2 * end - 1
                 for z in range(z0, z1):
                     o = base + c * s.stride + (z + s.g0) * s.plane + (y + s.g1) * s.pitch
-                    ghost_row(e, b, c, none + 2 + end, buf, o + away * s.pitch, o, o - away * deep * s.pitch, left,
-                              right, level, z, y, none - LANES, z * s.n2, s.n2)
-            z, away, deep = end * (s.n0 - 1), 2 * end - 1, min(none + 1, s.n0 - 1)
-            if e.ints[0] == BOUNDED and e.ints[HEAD + (c * 6 + end) * ITEMS] == GHOST and z0 <= z < z1:
+                    ghost_row(e, b, c, none + 2 + end, buf, o + away * s.pitch, o, o - away * deep * s.pitch,
+                              none + LANES, LANES + s.n2, level, z, y, none - LANES, z * s.n2, s.n2)
+
+
+@inner
+def ghost_planes(e, b, C, buf, base, s, z0, z1, level):
+    """The ghosts beyond axis 0, if planes z0:z1 hold one of the two that they are made of, the first and second."""
+    keep_apart()
+    none, deep = z0 - z0, min(z0 - z0 + 1, s.n0 - 1)
+    for c in range(C):
+        for end in range(2):
+            z, away = end * (s.n0 - 1), 2 * end - 1
+            if (z0 <= z < z1 or z0 <= z - away * deep < z1) and e.ints[HEAD + (c * 6 + end) * ITEMS] == GHOST:
                 for y in range(s.n1):
                     o = base + c * s.stride + (z + s.g0) * s.plane + (y + s.g1) * s.pitch
-                    ghost_row(e, b, c, none + end, buf, o + away * s.plane, o, o - away * deep * s.plane, left, right,
-                              level, z, y, none - LANES, y * s.n2, s.n2)
+                    ghost_row(e, b, c, none + end, buf, o + away * s.plane, o, o - away * deep * s.plane, none + LANES,
+                              LANES + s.n2, level, z, y, none - LANES, y * s.n2, s.n2)
 
 
 @inner
@@ -384,7 +415,7 @@ def images(e, C, buf, base, s, z0, z1):
 
 
 @inner
-def mask_rows(e, b, C, users, buf, base, s, z0, z1, walls, want):
+def mask_planes(e, b, C, users, buf, base, s, z0, z1, walls, want):
     """Held cells of l: it goes to the held value's sum, and is 0 from there on. Ghosts are 0."""
     keep_apart()
     for c in range(C):
@@ -432,104 +463,129 @@ def face_place(side, s, z, y, x):
 
 
 @inner
-def fold(q, e, slopes, b, C, lam, old, dst, new, src, state, s, z0, z1, step, walls, want):
-    """What falls on ghosts: to the first and second cell inside, and into the walls' sums."""
-    keep_apart()
-    o0, o1, stride = np.uint64(s.g0 * s.plane), np.uint64(s.g1 * s.pitch), np.uint64(s.stride)
+def fold(q, e, slopes, b, C, lam, old, new, src, state, s, z0, z1, step, walls, want):
+    """What falls on ghosts, as far as it goes to planes z0:z1: to the first and second cell inside, and to sums."""
+    none, deep = z0 - z0, min(z0 - z0 + 1, s.n0 - 1)
     for c in range(C):
         for side in range(6):
-            k = HEAD + (c * 6 + side) * ITEMS
-            if e.ints[side >> 1] != BOUNDED or e.ints[k] != GHOST:
+            if e.ints[side >> 1] != BOUNDED or e.ints[HEAD + (c * 6 + side) * ITEMS] != GHOST:
                 continue
-            at = e.ints[k + COEF] + e.ints[k + COEF_PER_SAMPLE] * b
-            alpha, beta, gamma = e.reals[at], e.reals[at + 1], e.reals[at + 2]
-            apart = s.plane if side < 2 else (s.pitch if side < 4 else s.pitch - s.pitch + 1)
-            n = s.n0 if side < 2 else (s.n1 if side < 4 else s.n2)
-            out = apart * (2 * (side & 1) - 1)
-            inside = -out * min(side - side + 1, n - 1)
-            a0, a1, b0, b1, c0, c1 = face_of(side, s, z0, z1)
-            sums = ((b * C + c) * 6 + side) * TERMS * s.face
-            for z in range(a0, a1):
-                for y in range(b0, b1):
-                    row = (z + s.g0) * s.plane + (y + s.g1) * s.pitch + LANES
-                    for x in range(c0, c1):
-                        found = ghosts_of(q, lam, np.uint64(old + row + x), src, np.uint64(state + row + x), stride, o0,
-                                          o1, step, z, y, x)
-                        cot = found[c * 7 + side]
-                        own = row + c * s.stride + x
-                        to0, to1 = alpha * cot, beta * cot
-                        u0, u1 = src[state + own], src[state + own + inside]
-                        place = face_place(side, s, z, y, x)
-                        if slopes[c * 6 + side] != 0:
-                            bent = gamma * cot * called_value(e, slopes[c * 6 + side], side, step, z, y, x, u0, u1)
-                            to0, to1 = to0 + e.reals[1] * bent, to1 + e.reals[2] * bent
-                        dst[new + own] += to0
-                        dst[new + own + inside] += to1
-                        if want:
-                            g = edge_value(e, b, c, side, step, z, y, x, place, u0, u1)
-                            o = sums + place
-                            walls[o] += cot * u0
-                            walls[o + s.face] += cot * u1
-                            walls[o + 2 * s.face] += cot * g
-                            walls[o + 3 * s.face] += cot
-                            walls[o + 4 * s.face] += found[c * 7 + 6] * (src[state + own + out] - u0)
+            if side > 1:
+                fold_side(q, e, slopes, b, C, c, side, lam, old, new, src, state, s, z0, z1, step, walls, want, True,
+                          True)
+                continue
+            first = (s.n0 - 1) * side
+            second = s.n0 - 1 - deep if side else none + deep
+            own, inside = z0 <= first < z1, z0 <= second < z1
+            if own or inside:
+                fold_side(q, e, slopes, b, C, c, side, lam, old, new, src, state, s, first, first + 1, step, walls,
+                          want, own, inside)
 
 
 @inner
-def forward_rows(p, buf, s, z0, z1, old, new, step):
+def fold_side(q, e, slopes, b, C, c, side, lam, old, new, src, state, s, z0, z1, step, walls, want, own_too,
+              inside_too):
+    """`fold` for planes z0:z1 of one side: what goes to the cells themselves, and to those further inside."""
+    keep_apart()
+    o0, o1, stride = np.uint64(s.g0 * s.plane), np.uint64(s.g1 * s.pitch), np.uint64(s.stride)
+    k = HEAD + (c * 6 + side) * ITEMS
+    at = e.ints[k + COEF] + e.ints[k + COEF_PER_SAMPLE] * b
+    alpha, beta, gamma = e.reals[at], e.reals[at + 1], e.reals[at + 2]
+    apart = s.plane if side < 2 else (s.pitch if side < 4 else s.pitch - s.pitch + 1)
+    n = s.n0 if side < 2 else (s.n1 if side < 4 else s.n2)
+    out = apart * (2 * (side & 1) - 1)
+    inside = -out * min(side - side + 1, n - 1)
+    a0, a1, b0, b1, c0, c1 = face_of(side, s, z0, z1)
+    sums = ((b * C + c) * 6 + side) * TERMS * s.face
+    bends = slopes[c * 6 + side]
+    for z in range(a0, a1):
+        for y in range(b0, b1):
+            row = (z + s.g0) * s.plane + (y + s.g1) * s.pitch + LANES
+            for x in range(c0, c1):
+                found = ghosts_of(q, lam, np.uint64(old + row + x), src, np.uint64(state + row + x), stride, o0, o1,
+                                  step, z, y, x)
+                cot = found[c * 7 + side]
+                own = row + c * s.stride + x
+                to0, to1 = alpha * cot, beta * cot
+                u0, u1 = src[state + own], src[state + own + inside]
+                if bends != 0:
+                    bent = gamma * cot * called_value(e, bends, side, step, z, y, x, u0, u1)
+                    to0, to1 = to0 + e.reals[1] * bent, to1 + e.reals[2] * bent
+                if own_too:
+                    lam[new + own] += to0
+                if inside_too:
+                    lam[new + own + inside] += to1
+                if want and own_too:
+                    place = face_place(side, s, z, y, x)
+                    g = edge_value(e, b, c, side, step, z, y, x, place, u0, u1)
+                    o = sums + place
+                    walls[o] += cot * u0
+                    walls[o + s.face] += cot * u1
+                    walls[o + 2 * s.face] += cot * g
+                    walls[o + 3 * s.face] += cot
+                    walls[o + 4 * s.face] += found[c * 7 + 6] * (src[state + own + out] - u0)
+
+
+@inner
+def forward_planes(p, buf, s, z0, z1, old, new, step):
     """Planes z0:z1 of one forward step, from the state at `old` to that at `new`, without what walls do."""
     keep_apart()
     lo, hi = np.uint64(LANES), np.uint64((LANES + s.n2 + LANES - 1) // LANES * LANES)
-    o0, o1, stride, pitch = s.g0 * s.plane, s.g1 * s.pitch, np.uint64(s.stride), np.uint64(s.pitch)
-    for z in range(z0, z1):
+    o0, o1, stride, none = s.g0 * s.plane, s.g1 * s.pitch, np.uint64(s.stride), z0 - z0
+    flat = s.n1 == 1
+    along, rows = (s.plane, z1 - z0) if flat else (s.pitch, s.n1)
+    for z in range(z0, z0 + 1 if flat else z1):
         row = (z + s.g0) * s.plane + s.g1 * s.pitch
         o = old + row
-        update_rows(p, buf, np.uint64(new + row), stride, pitch, buf, np.uint64(o), np.uint64(o - o0),
-                    np.uint64(o + o0), np.uint64(o - o1), np.uint64(o + o1), stride, pitch, s.n1, lo, hi, step, z,
-                    z - z, z - z, z - z + 1, np.uint64(0) - lo)
+        update_rows(p, buf, np.uint64(new + row), stride, np.uint64(along), buf, np.uint64(o), np.uint64(o - o0),
+                    np.uint64(o + o0), np.uint64(o - o1), np.uint64(o + o1), stride, np.uint64(along), rows, lo, hi,
+                    step, z, none, none + flat, none + 1 - flat, np.uint64(0) - lo)
 
 
 @inner
-def backward_rows(q, lam, old, new, src, state, grad, sums, s, z0, z1, step):
+def backward_planes(q, lam, old, new, src, state, grad, sums, s, z0, z1, step):
     """Planes z0:z1 of one transposed step, without what walls do."""
     keep_apart()
     lo, hi = np.uint64(LANES), np.uint64((LANES + s.n2 + LANES - 1) // LANES * LANES)
-    o0, o1, stride = np.uint64(s.g0 * s.plane), np.uint64(s.g1 * s.pitch), np.uint64(s.stride)
-    for z in range(z0, z1):
-        for y in range(s.n1):
-            row = (z + s.g0) * s.plane + (y + s.g1) * s.pitch
-            pull_rows(q, lam, np.uint64(new + row), lam, np.uint64(old + row), src, np.uint64(state + row), grad,
-                      np.uint64(sums + row), stride, o0, o1, lo, hi, step, z, y, np.uint64(0) - lo)
+    o0, o1, stride, none = np.uint64(s.g0 * s.plane), np.uint64(s.g1 * s.pitch), np.uint64(s.stride), z0 - z0
+    flat = s.n1 == 1
+    along, rows = (s.plane, z1 - z0) if flat else (s.pitch, s.n1)
+    for z in range(z0, z0 + 1 if flat else z1):
+        row = (z + s.g0) * s.plane + s.g1 * s.pitch
+        pull_rows(q, lam, np.uint64(new + row), lam, np.uint64(old + row), src, np.uint64(state + row), grad,
+                  np.uint64(sums + row), stride, np.uint64(along), rows, o0, o1, lo, hi, step, z, none, none + flat,
+                  none + 1 - flat, np.uint64(0) - lo)
 
 
 @inner
-def load_rows(e, b, counts, s, z0, z1, start, given, states, lam, walls, ends):
-    """Planes z0:z1 of the state and of l at a segment's beginning and end."""
+def load_planes(e, b, counts, step, s, z0, z1, start, from_, given, states, lam, walls, ends, held, vary, fresh):
+    """Planes z0:z1 of the state at a segment's beginning; `fresh`: those of l too, at the very end."""
     keep_apart()
-    users, C, L, _, _, step, want, fresh = counts
-    none, here, apart = s.n0 - s.n0, b * users * s.n0 * s.n1 * s.n2, s.n0 * s.n1 * s.n2
+    users, C, L, _, want = counts
+    none, apart = s.n0 - s.n0, s.n0 * s.n1 * s.n2
     for z in range(z0, z1):
         for y in range(s.n1):
-            row, o = (z + s.g0) * s.plane + (y + s.g1) * s.pitch + LANES, here + (z * s.n1 + y) * s.n2
-            copy_row(users, start, o, apart, states, row, s.stride, s.n2)
-            copy_row(users, given, o, apart, lam, row, s.stride, s.n2)
-            for c in range(users, L):
-                for x in range(s.n2):
-                    lam[c * s.stride + row + x] = 0
-    finish_rows(e, b, C, states, none, s, z0, z1, step, ends)
+            row, o = (z + s.g0) * s.plane + (y + s.g1) * s.pitch + LANES, b * users * apart + (z * s.n1 + y) * s.n2
+            copy_row(users, start, from_ + o, apart, states, row, s.stride, s.n2)
+            if fresh:
+                copy_row(users, given, o, apart, lam, row, s.stride, s.n2)
+                for c in range(users, L):
+                    for x in range(s.n2):
+                        lam[c * s.stride + row + x] = 0
+    finish_planes(e, b, C, states, none, s, z0, z1, step, ends, held, vary)
     if fresh:
-        mask_rows(e, b, L, users, lam, none, s, z0, z1, walls, want)
-    images(e, L, lam, none, s, z0, z1)
+        mask_planes(e, b, L, users, lam, none, s, z0, z1, walls, want)
+        images(e, L, lam, none, s, z0, z1)
 
 
 @inner
-def store_rows(b, users, s, z0, z1, lam, final, result):
-    """Planes z0:z1 of l at a segment's beginning."""
+def store_planes(b, users, s, z0, z1, lam, final, result):
+    """Planes z0:z1 of l at the very beginning."""
     keep_apart()
-    here, apart = b * users * s.n0 * s.n1 * s.n2, s.n0 * s.n1 * s.n2
+    apart = s.n0 * s.n1 * s.n2
     for z in range(z0, z1):
         for y in range(s.n1):
-            row, o = (z + s.g0) * s.plane + (y + s.g1) * s.pitch + LANES, here + (z * s.n1 + y) * s.n2
+            row, o = (z + s.g0) * s.plane + (y + s.g1) * s.pitch + LANES, b * users * apart + (z * s.n1 + y) * s.n2
             copy_row(users, lam, final + row, s.stride, result, o, apart, s.n2)
 
 
@@ -545,22 +601,35 @@ def ready(progress, e, k, K, t):
     return True
 
 
-@kernel()
-def run_segment(params, backs, edges, slopes, space, b, B, counts, source, given, result, memory, lams, grads, walls,
-                room, counter, K, workers):
-    """Worker: a segment of sample b, shared out in K chunks of planes; or, without K, of all B samples, one a worker.
+@inner
+def items_of(S, depth):
+    """Pieces of work of a segment of S levels: loading; then, twice for each block of levels, forward and back."""
+    return 1 + 2 * ((S - 1 + depth - 1) // depth) + 2 * ((S + depth - 1) // depth)
 
-    The pieces of work of a chunk are: loading, S - 1 steps forward, S steps back.
+
+@kernel()
+def run_segments(params, backs, edges, slopes, space, b, B, counts, lengths, depth, source, more, given, result, memory,
+                 lams, grads, walls, room, counter, K, workers):
+    """Worker: segments of sample b, shared out in K chunks of planes; or, without K, of all B samples, one a worker.
+
+    A segment is loaded, marched forward in blocks of `depth` levels, then back. In a block a chunk first takes the
+    planes that its neighbours do not reach, fewer at each level; then, when the next chunk has done so too, those
+    between them. So a chunk's planes stay in cache for a block. `lengths` are the segments' levels in the order of
+    time, and after them the number of the first level.
     """
-    e, start, cot, out, states = borrow(edges), borrow(source), borrow(given), borrow(result), borrow(memory)
-    lam, grad, sums, progress, ends, bent = (borrow(lams), borrow(grads), borrow(walls), borrow(counter), borrow(room),
-                                             borrow(slopes))
+    e, start, rest, cot, out = borrow(edges), borrow(source), borrow(more), borrow(given), borrow(result)
+    states, lam, grad, sums, progress, ends, bent = (borrow(memory), borrow(lams), borrow(grads), borrow(walls),
+                                                     borrow(counter), borrow(room), borrow(slopes))
     p, q = borrow(params), borrow(backs)
     float_state = flush_denormals()
-    me, last, turns, k, none = atomic_add(progress, 0, 1), 2 * counts[4], b - b, b - b, b - b
-    turn = none  # of a worker with a whole sample: its pieces of work so far
-    users, C, L, terms, S, step, want, _ = counts
-    half = L * space.stride
+    users, C, L, terms, want = counts
+    s, half, none = space, L * space.stride, b - b
+    M, held, vary = len(lengths) - 1, holds_rows(e, C), ends_vary(e, C)
+    wraps = e.ints[0] == PERIODIC and s.n0 > 1
+    last, total = none + 1, none  # the last piece of work is to store l
+    for m in range(M):
+        last, total = last + items_of(lengths[m], depth), total + lengths[m]
+    me, turns, k, turn = atomic_add(progress, 0, 1), none, none, none
     if K == 0:
         b = me
     while b < B:
@@ -582,24 +651,51 @@ def run_segment(params, backs, edges, slopes, space, b, B, counts, source, given
             break
         turns += 1
         if K == 0 or chosen >= 0:
-            z0, z1 = (none, space.n0) if K == 0 else (chosen * space.n0 // K, (chosen + 1) * space.n0 // K)
             one, other = sample_of(p, b), sample_of(q, b)
-            n, old = last - 1 - t, (t & 1) * half if S & 1 == 0 else (1 - (t & 1)) * half
-            new = half - old
-            if t == 0:
-                load_rows(e, b, counts, space, z0, z1, start, cot, states, lam, sums, ends)
-            elif t < S:
-                forward_rows(one, states, space, z0, z1, (t - 1) * space.floor, t * space.floor, step + t - 1)
-                finish_rows(e, b, C, states, t * space.floor, space, z0, z1, step + t, ends)
+            z0, z1 = (none, s.n0) if K == 0 else (chosen * s.n0 // K, (chosen + 1) * s.n0 // K)
+            below, above = wraps or z0 > 0, wraps or z1 < s.n0
+            m, item, step, done = M - 1, t, lengths[M], none  # which segment, which of its items
+            while item >= items_of(lengths[m], depth) and t < last - 1:
+                item, done, m = item - items_of(lengths[m], depth), done + lengths[m], m - 1
+            for i in range(m):
+                step += lengths[i]
+            S = lengths[m]
+            ahead = (S - 1 + depth - 1) // depth
+            if t == last - 1:
+                store_planes(b, users, s, z0, z1, lam, (total & 1) * half, out)
+            elif item == 0:
+                size = B * users * s.n0 * s.n1 * s.n2
+                if m == 0:
+                    load_planes(e, b, counts, step, s, z0, z1, start, none, cot, states, lam, sums, ends, held, vary,
+                                m == M - 1)
+                else:
+                    load_planes(e, b, counts, step, s, z0, z1, rest, (m - 1) * size, cot, states, lam, sums, ends,
+                                held, vary, m == M - 1)
             else:
-                backward_rows(other, lam, old, new, states, n * space.floor, grad, b * terms * space.stride, space, z0,
-                              z1, step + n)
-                fold(other, e, bent, b, users, lam, old, lam, new, states, n * space.floor, space, z0, z1, step + n,
-                     sums, want)
-                mask_rows(e, b, L, users, lam, new, space, z0, z1, sums, want)
-                images(e, L, lam, new, space, z0, z1)
-                if n == 0:
-                    store_rows(b, users, space, z0, z1, lam, new, out)
+                forth = item <= 2 * ahead
+                block, second = (item - 1) // 2, (item - 1) & 1
+                block = block if forth else block - ahead
+                levels = min(depth, (S - 1 if forth else S) - block * depth)
+                for v in range(levels if above or second == 0 else none):
+                    n = block * depth + v
+                    low, high = z0 + (v + 1 if below else none), z1 - (v + 1 if above else none)
+                    if second:  # the triangle between this chunk and the next
+                        low, high = z1 - v - 1, z1 + v + 1
+                    for part in range(2):  # what lies beyond the last plane is there at the first
+                        i0, i1 = (low, min(high, s.n0)) if part == 0 else (none, high - s.n0)
+                        if i0 >= i1:
+                            continue
+                        if forth:
+                            forward_planes(one, states, s, i0, i1, n * s.floor, (n + 1) * s.floor, step + n)
+                            finish_planes(e, b, C, states, (n + 1) * s.floor, s, i0, i1, step + n + 1, ends, held, vary)
+                        else:
+                            old, state = ((done + n) & 1) * half, (S - 1 - n) * s.floor
+                            backward_planes(other, lam, old, half - old, states, state, grad, b * terms * s.stride, s,
+                                            i0, i1, step + S - 1 - n)
+                            fold(other, e, bent, b, users, lam, old, half - old, states, state, s, i0, i1,
+                                 step + S - 1 - n, sums, want)
+                            mask_planes(e, b, L, users, lam, half - old, s, i0, i1, sums, want)
+                            images(e, L, lam, half - old, s, i0, i1)
             turns, turn = none, turn + 1
         if chosen >= 0:
             atomic_store(progress, LINE * (1 + chosen), t + 1)
@@ -630,16 +726,19 @@ class Checkpoints(NamedTuple):
         return found
 
 
+def _repetitions(blocks: int, slots: int) -> int:
+    """How often a block is marched again at most: the least r with C(slots + 1 + r, r) >= blocks."""
+    r = 1
+    while comb(slots + 1 + r, r) < blocks:
+        r += 1
+    return r
+
+
 def split(blocks: int, slots: int) -> int:
     """How many of the blocks lie before the next checkpoint, so that the fewest are marched again (revolve)."""
-    if slots >= blocks - 1:
-        return 1
-    r = 1
-    while comb(slots + r, slots) < blocks:
-        r += 1
-    before = comb(slots + r - 2, slots)  # blocks that the part before can reverse with one repetition less
-    after = comb(slots + r - 1, slots - 1)
-    return max(1, min(blocks - 1, max(before, blocks - after)))
+    r = _repetitions(blocks, slots)
+    before = comb(slots + r - 1, slots + 1)  # what the part before can reverse with two repetitions less
+    return max(1, min(blocks - 1, max(before, blocks - comb(slots + r, slots))))
 
 
 def checkpoints(steps: int, bytes_state: int, bytes_step: int, memory: int | None = None) -> Checkpoints:
@@ -685,16 +784,10 @@ def _whole_samples(shape, kinds, threads) -> bool:
     return shape[0] >= threads or shape[2] < 8 or kinds[0] == ABSENT
 
 
-def _repeated(blocks, slots):
+def _repeated(blocks: int, slots: int) -> int:
     """Blocks that are marched to get from checkpoint to checkpoint, all in all."""
-    if slots >= blocks - 1:
-        return blocks
-    if slots == 0:
-        return blocks * (blocks - 1) // 2
-    r = 1
-    while comb(slots + r, slots) < blocks:
-        r += 1
-    return r * blocks - comb(slots + r, slots + 1)
+    r = _repetitions(blocks, slots)
+    return r * blocks - comb(slots + 1 + r, slots + 2)
 
 
 class Adjoint(NamedTuple):
@@ -709,30 +802,26 @@ class Adjoint(NamedTuple):
     walls: np.ndarray
 
 
-def march_kept(rule, u, edges, steps, plan: Checkpoints, *, stages=1, step=0, threads=None):
-    """March like `_run.march`, and keep the states that `plan` asks for: (result, [kept states])."""
-    kept = _keep(rule, u, edges, [*plan.positions(steps), steps], stages, step, threads)
-    return kept[-1], kept[:-1]
+def march_kept(rule, u, edges, steps, plan: Checkpoints, *, stages=1, step=0, threads=None, positions=None):
+    """March like `_run.march`, and keep the states that `plan` asks for: (result, states (n, *u.shape))."""
+    positions = plan.positions(steps) if positions is None else positions
+    kept, at = np.empty((len(positions), *u.shape), u.dtype), 0
+    for place, position in zip(kept, positions):
+        u, at = _advance(rule, u, edges, position - at, stages, step + at * stages, threads, place), position
+    return _advance(rule, u, edges, steps - at, stages, step + at * stages, threads), kept
 
 
-def _keep(rule, u, edges, positions, stages, step, threads):
-    """The states after some numbers of steps, in ascending order."""
-    kept, at = [], 0
-    for position in positions:
-        u = _advance(rule, u, edges, position - at, stages, step + at * stages, threads)
-        at = position
-        kept.append(u)
-    return kept
-
-
-def _advance(rule, u, edges, steps, stages, step, threads):
+def _advance(rule, u, edges, steps, stages, step, threads, out=None):
     """March a field some steps; registers of an integrator live in between."""
-    if steps == 0:
-        return u.copy()
+    out = np.empty_like(u) if out is None else out
     C, registers = u.shape[1], components_of(type(rule)) // u.shape[1]
-    state = u if registers == 1 else spread(u, registers)
-    new = march(rule, state, edges, steps * stages, step=step, threads=threads)
-    return new if registers == 1 else np.ascontiguousarray(new[:, :C])
+    if steps == 0:
+        out[...] = u
+    elif registers == 1:
+        march(rule, u, edges, steps * stages, step=step, threads=threads, out=out)
+    else:
+        out[...] = march(rule, spread(u, registers), edges, steps * stages, step=step, threads=threads)[:, :C]
+    return out
 
 
 class _Segments:
@@ -750,40 +839,46 @@ class _Segments:
         self.forward = rule
         self.rule, self.back = (_lowered(r, self.kinds, self.shape, edges) for r in (rule, back))
         users = back.components
-        self.counts, self.want = (users, self.components, self.levels, type(back).grads), int(want)
+        self.counts, self.want = (users, self.components, self.levels, type(back).grads, int(want)), bool(want)
         self.grads = np.zeros(len(u) * max(type(back).grads, 1) * self.space.stride, u.dtype)
         self.walls = np.zeros(len(u) * users * 6 * TERMS * self.space.face if want else 1, u.dtype)
         self.slopes = np.zeros(users * 6, np.int64) if slopes is None else np.asarray(slopes, np.int64)
 
-    def reverse(self, start, at, steps, cot, fresh):
-        """March from the state after `at` steps `steps` further and back."""
-        S, s, B = steps * self.stages, self.space, len(start)
-        counts = (*self.counts, S, self.first + at * self.stages, self.want, int(fresh))
-        out, room = np.empty_like(start), (8 * self.components + LANES - 1) // LANES * LANES
-        small, kind = 2 * self.levels * s.stride, self.u.dtype
-        arrays = start.reshape(-1), cot.reshape(-1), out.reshape(-1)
+    def reverse(self, start, more, at, lengths, cot):
+        """March from the state after `at` steps and those in `more`, by as many steps as `lengths` say, and back."""
+        s, B, out = self.space, len(start), np.empty_like(start)
+        levels = np.array([*(n * self.stages for n in lengths), self.first + at * self.stages], np.int64)
+        depth = max(1, min(DEPTH, s.n0 // 4))
+        room = (8 * self.components + LANES - 1) // LANES * LANES
+        small, many, kind = 2 * self.levels * s.stride, int(levels[:-1].max()) * s.floor, self.u.dtype
+        arrays = start.reshape(-1), more.reshape(-1), cot.reshape(-1), out.reshape(-1)
         fixed = self.rule, self.back, self.edges, self.slopes, s
         if _whole_samples(self.shape, self.kinds, self.threads):
-            counter, size = np.zeros(1, np.int64), room + small + S * s.floor
+            counter, size = np.zeros(1, np.int64), room + small + many
 
             def own():
                 memory = scratch(size, kind) if size * kind.itemsize <= 8 * SECOND else np.zeros(size, kind)
                 memory[room : room + small] = 0  # ghosts of l stay 0
-                run_segment(*fixed, 0, B, counts, *arrays, memory[room + small :], memory[room : room + small],
-                            self.grads, self.walls, memory, counter, 0, 0)
+                run_segments(*fixed, 0, B, self.counts, levels, depth, *arrays, memory[room + small :],
+                             memory[room : room + small], self.grads, self.walls, memory, counter, 0, 0)
 
             together(own, min(self.threads, B))
             return out
-        K, states = max(1, min(2 * self.threads, s.n0 // 4)), self._states(S * s.floor)
+        K, states = max(1, min(2 * self.threads, s.n0 // (2 * depth))), self._states(many)
         for b in range(B):
             counter, lam = np.zeros(LINE * (2 * K + 2), np.int64), np.zeros(small, kind)
 
             def shared(b=b, counter=counter, lam=lam):
-                run_segment(*fixed, b, B, counts, *arrays, states, lam, self.grads, self.walls, np.zeros(room, kind),
-                            counter, K, self.threads)
+                run_segments(*fixed, b, B, self.counts, levels, depth, *arrays, states, lam, self.grads, self.walls,
+                             np.zeros(room, kind), counter, K, self.threads)
 
             together(shared, min(self.threads, K))
         return out
+
+    def advance(self, state, at, steps):
+        """The state so many steps later."""
+        first = self.first + at * self.stages
+        return _advance(self.forward, state, self.edges, steps, self.stages, first, self.threads)
 
     def _states(self, size):
         memory = getattr(self, "_memory", None)
@@ -793,7 +888,7 @@ class _Segments:
 
     def result(self, cot) -> Adjoint:
         """All gradients, in the shapes of users."""
-        users, *_, grads = self.counts
+        users, _, _, grads, _ = self.counts
         s, B = self.space, len(self.u)
         inside = self.grads[: B * grads * s.stride].reshape(B, grads, s.stride)[..., : s.stride - LANES]
         inside = inside.reshape(B, grads, s.n0 + 2 * s.g0, s.n1 + 2 * s.g1, s.pitch)
@@ -826,7 +921,7 @@ def march_adjoint(rule, back, u, cot, edges, steps, *, kept=None, plan: Checkpoi
     """The transpose of `steps` steps (each of `stages` stages) of `rule` from u (B, C, *grid), applied to `cot`.
 
     back     the back rule that belongs to `rule`
-    kept     the states that `march_kept` has kept for `plan`; they are computed when not given
+    kept     the states that `march_kept` has kept for `plan`; they are computed if not given
     slopes   for each component and side the address of dg/du, a C function as `call` of `Side`, or 0
     walls    whether the sums of the walls are wanted
     """
@@ -837,33 +932,35 @@ def march_adjoint(rule, back, u, cot, edges, steps, *, kept=None, plan: Checkpoi
         return run.result(cot.copy())
     if plan is None:
         plan = plan_for(u.shape, u.itemsize, steps, components=components_of(type(rule)), stages=stages)
+    positions = plan.positions(steps)
     if kept is None:
-        kept = _keep(rule, u, edges, plan.positions(steps), stages, step, threads)
-    known = [(0, u), *zip(plan.positions(steps), kept, strict=True)]
-    fresh, end, slots = True, steps, 0
+        kept = march_kept(rule, u, edges, positions[-1] if positions else 0, plan, stages=stages, step=step,
+                          threads=threads, positions=positions)[1]
+    if len(positions) == -(-steps // plan.length) - 1:  # all that is needed is there
+        lengths = np.diff([0, *positions, steps])
+        return run.result(run.reverse(u, kept, 0, lengths, cot))
+    known, end, slots = [(0, u), *zip(positions, kept, strict=True)], steps, 0
     while known:
         at, state = known.pop()
-        cot = _reverse(run, plan, state, at, end - at, slots, cot, fresh)
-        fresh, end, slots = False, at, slots + 1
+        cot = _reverse(run, plan, state, at, end - at, slots, cot)
+        end, slots = at, slots + 1
     return run.result(cot)
 
 
-def _reverse(run, plan, state, at, steps, slots, cot, fresh):
+def _reverse(run, plan, state, at, steps, slots, cot):
     """Reverse `steps` steps from the state after `at` steps with `slots` more checkpoints."""
+    none = state[:0]
     if steps <= plan.length:
-        return run.reverse(state, at, steps, cot, fresh)
+        return run.reverse(state, none, at, [steps], cot)
     blocks = -(-steps // plan.length)
     if slots == 0:
         for k in reversed(range(blocks)):
-            here = _advance(run.forward, state, run.edges, k * plan.length, run.stages, run.first + at * run.stages,
-                            run.threads) if k else state
-            cot = run.reverse(here, at + k * plan.length, min(plan.length, steps - k * plan.length), cot, fresh)
-            fresh = False
+            here = run.advance(state, at, k * plan.length) if k else state
+            cot = run.reverse(here, none, at + k * plan.length, [min(plan.length, steps - k * plan.length)], cot)
         return cot
     ahead = split(blocks, slots) * plan.length
-    middle = _advance(run.forward, state, run.edges, ahead, run.stages, run.first + at * run.stages, run.threads)
-    cot = _reverse(run, plan, middle, at + ahead, steps - ahead, slots - 1, cot, fresh)
-    return _reverse(run, plan, state, at, ahead, slots, cot, False)
+    cot = _reverse(run, plan, run.advance(state, at, ahead), at + ahead, steps - ahead, slots - 1, cot)
+    return _reverse(run, plan, state, at, ahead, slots, cot)
 
 
 __all__ = ["Adjoint", "Checkpoints", "checkpoints", "march_adjoint", "march_kept", "plan_for", "pull_rows",

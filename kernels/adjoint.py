@@ -382,7 +382,7 @@ def _sample(family, ndim, more=()):
 @inner
 def _row(p, dst, lam, src, grad, at, step, other):
     """The hot loop and nothing else."""
-    pull_rows(p, dst, at, lam, at, src, at, grad, at, at, at, at, at, at, step, step, step, other)
+    pull_rows(p, dst, at, lam, at, src, at, grad, at, at, at, step, at, at, at, at, step, step, step, step, step, other)
 
 
 def _machine_code(family, ndim, more):
@@ -410,7 +410,7 @@ def _kernel(family, ndim, more=()):
 
 KERNELS = [
     *(_kernel(RATES, ndim) for ndim in (1, 2, 3)),
-    *(_kernel(FACES, ndim) for ndim in (1, 2, 3)),
-    *(_kernel(CELLS, ndim) for ndim in (1, 2, 3)),
+    *(_kernel(FACES, ndim) for ndim in (2, 3)),
+    *(_kernel(CELLS, ndim) for ndim in (1, 3)),
     _kernel(CELLS, 2, (("decay", -1), ("source", 1))),
 ]

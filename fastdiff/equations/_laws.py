@@ -16,6 +16,7 @@ from fastdiff.equations._rules import (
     AXES,
     CURVED,
     _host,
+    _plain,
     _stamp,
     _symbols,
     _Writer,
@@ -98,6 +99,33 @@ def _beyond(f, grid, axis):
         f[0] = f[-1]
     elif grid.centering == "nodes":
         f[0], f[-1] = 2 * f[0] - f[1], 2 * f[-1] - f[-2]
+
+
+@lru_cache(maxsize=256)
+def slope(source: str, parameters: int, by: str = "u0") -> str:
+    """The derivative of a law in canonical names by u0 or a parameter, as a formula."""
+    import sympy
+
+    value = sympy.sympify(Expression(source, ("u0", *map(str, _symbols("a", parameters)))).sympy())
+    return str(_plain(sympy.diff(value, sympy.Symbol(by, real=True))))
+
+
+def compiled_law(source: str, values, batch: int, dtype) -> Any:
+    """The compiled law of a formula in canonical names, for parameters of (1,) or (batch,) numbers each."""
+    module, dtype = _module(source, len(values)), np.dtype(dtype)
+    numbers = module.numbers(1.0, *values)
+    if not all(np.isfinite(n).all() for n in numbers):
+        raise ValueError(f"the law {source!r} has a coefficient that is not finite")
+    return module.Law(*(np.ascontiguousarray(np.broadcast_to(n, batch), dtype) if varies else dtype.type(n)
+                        for n, varies in zip(numbers, module.VARIES)), dtype.type(0))
+
+
+def host_law(source: str, values, u) -> np.ndarray:
+    """A law's values at numbers u (n,), for every sample: (1 or samples, n)."""
+    with np.errstate(all="ignore"):
+        (value,) = _module(source, len(values)).host(np.asarray(u)[None], *(v[:, None] for v in values),
+                                                    0.0, 0.0, 0.0)
+    return np.broadcast_to(np.asarray(value, np.float64), np.broadcast_shapes(np.shape(value), (1, len(u))))
 
 
 @lru_cache(maxsize=256)

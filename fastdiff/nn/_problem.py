@@ -33,24 +33,29 @@ from fastdiff.equations import (
     AdvectionDiffusion,
     AllenCahn,
     Brusselator,
+    Burgers,
+    DiffusionSorption,
     FisherKPP,
     FitzHughNagumo,
     GrayScott,
     Heat,
+    PorousMedium,
     ReactionDiffusion,
     Schnakenberg,
     _linear,
 )
 from fastdiff.equations._base import samples
 from fastdiff.equations._coefficients import in_space, is_formula, over_grid, timed_source, uses
+from fastdiff.equations._laws import compiled_law, host_law, slope
 from fastdiff.equations._named import Named
 from fastdiff.equations._rules import _plain
 from fastdiff.equations._transposed import back_module
 from fastdiff.expressions import Expression
 from fastdiff.grid import Grid
-from fastdiff.kernels import adjoint, heat, nonlinear, variable
+from fastdiff.kernels import adjoint, burgers, heat, nonlinear, variable
 from fastdiff.kernels import rkl2 as _rkl2
 from fastdiff.kernels._adjoint import staged_back
+from fastdiff.kernels._adjoint_nonlinear import back_burgers, back_law, back_stored
 from fastdiff.kernels._edges import HOLD, Side
 from fastdiff.kernels._fields import Cells
 from fastdiff.kernels._stages import stage_times, staged
@@ -59,7 +64,7 @@ from fastdiff.steppers import METHODS
 from fastdiff.steppers._base import Unstable
 
 METHODS_KNOWN = ("euler", "rk4", "rkl2")
-RATES, FACES, CELLS, REACTION = "rates", "faces", "cells", "reaction"
+RATES, FACES, CELLS, REACTION, LAW, FLUX = "rates", "faces", "cells", "reaction", "law", "flux"
 
 _NAMED: dict[type, Any] = {  # diffusivity of each component, from the fields of a named equation
     AllenCahn: lambda p: [p["M"] * p["kappa"]],
@@ -70,8 +75,9 @@ _NAMED: dict[type, Any] = {  # diffusivity of each component, from the fields of
     Schnakenberg: lambda p: [p["Du"], p["Dv"]],
     SIR: lambda p: [p["D"]] * 3,
 }
-_SUPPORTED = ("fd.Heat (numbers or D(x), order 2), fd.AdvectionDiffusion (upwind1, central), fd.ReactionDiffusion, "
-              + ", ".join(f"fd.{cls.__name__}" for cls in _NAMED))
+_OTHERS = (Heat, PorousMedium, DiffusionSorption, AdvectionDiffusion, Burgers, ReactionDiffusion)
+_SUPPORTED = ("fd.Heat (order 2, no matrix), fd.PorousMedium, fd.DiffusionSorption, fd.AdvectionDiffusion (upwind1, "
+              "central), fd.Burgers, fd.ReactionDiffusion, " + ", ".join(f"fd.{cls.__name__}" for cls in _NAMED))
 
 
 def _refuse(why):
@@ -79,11 +85,9 @@ def _refuse(why):
 
 
 def _check_equation(equation):
-    if not isinstance(equation, (Heat, AdvectionDiffusion, ReactionDiffusion, *_NAMED)):
+    if not isinstance(equation, (*_OTHERS, *_NAMED)):
         _refuse(f"fd.nn has no adjoint of {type(equation).__name__}")
     if isinstance(equation, Heat):
-        if any(equation._laws):
-            _refuse("fd.nn has no adjoint of a diffusivity or capacity that depends on u")
         if equation.order > 2 or equation._matrix is not None:
             _refuse("fd.nn has no adjoint of wide stencils (order 4 and 6, a matrix as diffusivity)")
     if isinstance(equation, AdvectionDiffusion) and equation.scheme not in ("upwind1", "central"):
@@ -174,8 +178,7 @@ class Layout:
         """What each tensor is."""
         made: list[tuple] = [("space", k) for k in range(self.leading)]
         made += [("decay",)] * self.decay + [("source",)] * self.source
-        if self.kind == REACTION:
-            made += [("parameter", k) for k in range(len(self.problem.system.parameters))]
+        made += [("parameter", k) for k in range(len(self.problem.named))]
         for k, wall in enumerate(self.walls):
             made += [("coefficients", k)] * wall.coefficients + [("value", k)] * wall.value
         return made
@@ -193,21 +196,39 @@ class Layout:
                 raise ValueError(f"a coefficient ({slot[0]}) is not finite: a parameter is NaN, infinite, or a "
                                  "diffusivity is negative; keep learned ones in range with fd.nn.Bounded")
         space = numbers[: self.leading]
-        if self.kind in (RATES, REACTION):
+        if self.kind in (RATES, REACTION, FLUX):
             if min(s.min() for s in space) < 0:
                 raise ValueError("a diffusivity is negative: keep a learned one positive with fd.nn.Bounded, or learn "
                                  "its logarithm")
             walls = np.asarray(stiffness)
             largest = 2 * float((space[0].astype(np.float64) * walls).sum(-1).max())
+            if self.kind == FLUX:
+                largest += 4 / 3 * problem.equation.speed * problem.dt / grid.spacing[0]
+        elif self.kind == LAW:
+            largest = 4 * float((space[0].astype(np.float64) * np.asarray(stiffness)).sum(-1).max())
         elif self.kind == "numbers":
             largest = float(np.abs(space[0].astype(np.float64)).sum(-1).max())
         else:
             decay = self._of(numbers, "decay")
             largest = 1 / _linear.stable_step(grid, self._neighbours(space), decay, stiffness)
+        largest *= self._steepest(numbers)
         if largest > problem.reach * (1 + 1e-5):
             raise Unstable(f"dt = {problem.dt:g} is unstable for {problem.method} with the coefficients that it got; "
-                           f"the largest stable step is {problem.dt * problem.reach / largest:.4g}. Take a smaller dt, or "
-                           "keep learned coefficients in range, for example with fd.nn.Bounded")
+                           f"the largest stable step is {problem.dt * problem.reach / largest:.4g}. Take a smaller dt, "
+                           "or keep learned coefficients in range, for example with fd.nn.Bounded")
+
+    def _steepest(self, numbers) -> float:
+        """The largest D(u) / R(u) between the bounds of u; 1 where neither depends on u."""
+        D, R = self.problem.laws
+        if D is None and R is None:
+            return 1.0
+        low, high = map(float, self.problem.equation.bounds)
+        u, values = np.linspace(low, high, 513), self._values(numbers)
+        top = np.ones((1, 1)) if D is None else host_law(D, values, u)
+        ratio = top / (1.0 if R is None else host_law(R, values, u))
+        if not np.nanmin(top) >= 0:
+            raise ValueError("the diffusivity is negative, or no number, between the bounds of u")
+        return float(ratio[np.isfinite(ratio)].max())
 
     def _neighbours(self, space):
         """Weights (b, *grid) of the low and the high neighbour of each axis."""
@@ -249,10 +270,23 @@ class Layout:
 
     def rule(self, numbers, batch, dtype):
         """The forward rule."""
+        rule, R = self._plain_rule(numbers, batch, dtype), self.problem.laws[1]
+        if R is not None:
+            rule = nonlinear.Stored(rule, compiled_law(R, self._values(numbers), batch, dtype))
+        return rule if self.problem.scheme is None else staged(self.problem.scheme, rule, dtype)
+
+    def _plain_rule(self, numbers, batch, dtype):
+        """A step's rule without a capacity."""
         problem, grid = self.problem, self.problem.grid
         ndim, space = grid.ndim, numbers[: self.leading]
         if self.kind == RATES:
             rule = heat.rule(np.broadcast_to(space[0][:, 0], (batch, ndim)), dtype)
+        elif self.kind == LAW:
+            D = compiled_law(str(problem.laws[0]), self._values(numbers), batch, dtype)
+            rule = nonlinear.rule(np.broadcast_to(space[0][:, 0], (batch, ndim)), D, dtype)
+        elif self.kind == FLUX:
+            rate = np.broadcast_to(space[0][:, 0, 0], batch)
+            rule = burgers.rule(np.full(batch, problem.dt / grid.spacing[0]), rate, dtype)
         elif self.kind == "numbers":
             classes = (variable.Variable1D, variable.Variable2D, variable.Variable3D)
             rule = classes[ndim - 1](*_each(space[0], batch, dtype))
@@ -270,7 +304,7 @@ class Layout:
             rule = variable.Fed(rule, Cells(self._of(numbers, "source"), ndim, dtype))
         if problem.timed is not None:
             rule = nonlinear.Both(rule, timed_source(problem.timed, grid, problem.dt, dtype))
-        return rule if problem.scheme is None else staged(problem.scheme, rule, dtype)
+        return rule
 
     def _values(self, numbers):
         """The reaction's parameters in float64."""
@@ -304,12 +338,27 @@ class Layout:
         elif self.kind == CELLS:
             back = adjoint.back_cells(self._neighbours(space), edges, dtype, decay, sums=by_space, by_decay=by_decay,
                                       source=by_source)
+        elif self.kind == FLUX:
+            back = back_burgers(self._plain_rule(numbers, batch, dtype), by_space)
+        elif self.kind == LAW:
+            rates = _each(space[0][:, 0], batch, dtype)
+            back = back_law(rates, *self._slopes(problem.laws[0], numbers, batch, dtype, want))
         else:
             back = self._reaction_back(numbers, batch, dtype, by_space, want)
+        if problem.laws[1] is not None:
+            back = back_stored(back, self._plain_rule(numbers, batch, dtype),
+                               *self._slopes(problem.laws[1], numbers, batch, dtype, want))
         return back if problem.scheme is None else staged_back(problem.scheme, back, dtype)
 
     def _parameters_wanted(self, want):
-        return tuple(k for k in range(len(self.problem.system.parameters)) if want.get(("parameter", k), False))
+        return tuple(k for k in range(len(self.problem.named)) if want.get(("parameter", k), False))
+
+    def _slopes(self, law, numbers, batch, dtype, want):
+        """A law, its derivative by u, and those by the parameters that are wanted."""
+        values, known = self._values(numbers), self._parameters_wanted(want)
+        texts = [law, slope(law, len(values)), *(slope(law, len(values), f"a{k}") for k in known)]
+        value, by_u, *by = (compiled_law(text, values, batch, dtype) for text in texts)
+        return value, by_u, by
 
     def _reaction_back(self, numbers, batch, dtype, by_space, want):
         problem, dtype, ndim = self.problem, np.dtype(dtype), self.problem.grid.ndim
@@ -344,6 +393,7 @@ class Layout:
             made, at = self._by_space(found, sums, ndim)
         else:
             made = [None] * self.leading
+        known = self._parameters_wanted(want)
         for slot, number in zip(self.slots[self.leading :], numbers[self.leading :]):
             if not want[slot]:
                 made.append(None)
@@ -351,15 +401,16 @@ class Layout:
                 made.append(sums[:, at])
                 at += 1
             elif slot[0] == "parameter":
-                made.append(_total(sums[:, at], 1))
-                at += 1
+                turns = max(1, sum(law is not None for law in self.problem.laws))  # D's parameters, then R's
+                places = [at + known.index(slot[1]) + turn * len(known) for turn in range(turns)]
+                made.append(sum(_total(sums[:, place], 1) for place in places))
             else:
                 made.append(self._by_wall(slot, found.walls, number, faces))
         return start, [None if g is None else _shaped_like(g, n) for g, n in zip(made, numbers)]
 
     def _by_space(self, found, sums, ndim):
         B = len(sums)
-        if self.kind == RATES:
+        if self.kind in (RATES, FLUX):
             return [_total(sums[:, :ndim], 2)[:, None]], ndim
         if self.kind == "numbers":
             return [_total(sums[:, : 2 * ndim], 2)], 2 * ndim
@@ -455,6 +506,8 @@ def _without_tensors(value):
 def parameters_of(equation, grid, boundary) -> dict[str, Any]:
     """Every parameter of a problem that may be a tensor, by name, with its value."""
     found: dict[str, Any] = {}
+    equation = equation.system if isinstance(equation, PorousMedium | DiffusionSorption) else equation
+    by_law = uses(equation.diffusivity, "u") if isinstance(equation, Heat) else False
     if isinstance(equation, ReactionDiffusion):
         given = equation.diffusivity
         found = {f"diffusivity.{n}": v for n, v in given.items()} if isinstance(given, dict) else {"diffusivity": given}
@@ -462,12 +515,13 @@ def parameters_of(equation, grid, boundary) -> dict[str, Any]:
     elif isinstance(equation, Named):
         found = {name: getattr(equation, name) for name in _fields_of(equation)}
     else:
-        for name in ("diffusivity", "velocity", "source"):
+        for name in ("diffusivity", "velocity", "source", "nu"):
             value = getattr(equation, name, None)
             if isinstance(value, tuple | list):
                 found |= {f"{name}.{axis}": v for axis, v in zip(grid.names, value)}
-            elif value is not None and not (name == "source" and uses(value, "t")):
+            elif value is not None and not uses(value, "u", "t") and not (name == "source" and by_law):
                 found[name] = value
+        found |= getattr(equation, "parameters", {})
     given = conditions(boundary, grid, equation.names)
     for label, side in labels_of(equation, grid).items():
         condition = given.get(side, Neumann(0.0))
@@ -495,8 +549,13 @@ class Problem:
     def __init__(self, equation, grid, *, dt=None, boundary=None, method="euler", memory=None, threads=None,
                  digest=None):
         _check_equation(equation)
+        equation = equation.system if isinstance(equation, PorousMedium | DiffusionSorption) else equation
         if not isinstance(grid, Grid):
             raise TypeError(f"grid is an fd.Grid, not {type(grid).__name__}")
+        if isinstance(equation, Named | ReactionDiffusion) and not equation.even(grid):
+            _refuse("fd.nn has no adjoint of reactions with D(x), with a velocity or on curved or graded grids")
+        if isinstance(equation, Heat) and any(law is not None and law.placed for law in equation._laws):
+            _refuse("fd.nn has no adjoint of a diffusivity or capacity that depends on u and on the place")
         if method not in METHODS_KNOWN:
             raise NotImplementedError(f"fd.nn has no adjoint of method {method!r}; differentiable are "
                                       f"{', '.join(map(repr, METHODS_KNOWN))}")
@@ -521,7 +580,11 @@ class Problem:
             self.system = equation.system if isinstance(equation, Named) else equation
             self.spread = self.system._module[1]
         self.digest = digest or _digest(equation, grid, dt, boundary, method, memory, threads)
-        self.linear = not hasattr(self, "system") and not self._bent
+        D, R = equation._laws if isinstance(equation, Heat) else (None, None)
+        self.laws = D and D.source, R and R.source
+        named = getattr(self, "system", equation)
+        self.named = tuple(getattr(named, "parameters", ()))
+        self.linear = not (hasattr(self, "system") or self._bent or any(self.laws) or isinstance(equation, Burgers))
         self._layouts: dict = {}
         self._static: dict = {}
 
@@ -546,6 +609,8 @@ class Problem:
                       None, self.equation.diffusivities(self.grid),
                       self.equation.at_wall(self.grid, samples(self.equation, self.grid))
                       if hasattr(self.equation, "at_wall") else None)
+        if faces.seeing:
+            _refuse("fd.nn has no adjoint of walls that depend on other components or on the wall opposite")
         self.labels = labels_of(self.equation, self.grid)
         bent = [wall.formula for wall in faces.walls.values() if wall.formula is not None and "u" in wall.formula.uses]
         for formula in bent:
@@ -584,11 +649,15 @@ class Problem:
         given = {name: value.to(torch.float64) for name, value in given.items()}
         kind, space, decay = self._space(given, batch)
         source = self._source(given, batch)
-        parameters = self._reaction_values(given) if kind == REACTION else []
+        parameters = [self._number(given, name) for name in self.named]
         walls, wall_numbers = self._learned_walls(given, batch)
         numbers = [*space, *([] if decay is None else [decay]), *([] if source is None else [source]), *parameters,
                    *wall_numbers]
         layout = self._layout(kind, decay is not None, source is not None, tuple(walls))
+        sizes = sorted({len(n) for n in numbers} - {1, batch})
+        if sizes:
+            raise ValueError(f"parameters are given for {sizes[0]} samples, but there {'is' if batch == 1 else 'are'} "
+                             f"{batch}: give u a batch axis of {sizes[0]}")
         return layout, [n.to(like.dtype).contiguous() for n in numbers]
 
     def _layout(self, *spec) -> Layout:
@@ -608,6 +677,9 @@ class Problem:
             return REACTION, [self._rates(given)], None
         if isinstance(self.equation, Heat):
             return self._heat(given, batch)
+        if isinstance(self.equation, Burgers):
+            rate = self._number(given, "nu") * self.dt / self.grid.spacing[0] ** 2
+            return FLUX, [rate.reshape(-1, 1, 1)], None
         return self._carried(given, batch)
 
     def _fields(self, given, name, batch, what):
@@ -631,6 +703,8 @@ class Problem:
 
     def _heat(self, given, batch):
         grid, ndim = self.grid, self.grid.ndim
+        if self.laws[0] is not None:
+            return LAW, [torch.tensor([[[self.dt / (2 * dx**2) for dx in grid.spacing]]], dtype=torch.float64)], None
         D, varies = self._fields(given, "diffusivity", batch, "diffusivity")
         if not varies:
             square = torch.tensor([self.dt / dx**2 for dx in grid.spacing], dtype=torch.float64)
@@ -716,14 +790,11 @@ class Problem:
         numbers = self._kept(name, lambda: _numbers(value))
         return numbers.reshape(1, -1) if isinstance(value, tuple | list) else numbers.reshape(-1)
 
-    def _reaction_values(self, given):
-        return [self._number(given, name) for name in self.system.parameters]
-
     # -- walls -------------------------------------------------------------------------------------------------------
 
     def _learned_walls(self, given, batch):
         walls, numbers = [], []
-        by_diffusivity = any(name.startswith(("diffusivity", "D")) or name in ("M", "kappa")
+        by_diffusivity = any(name.startswith(("diffusivity", "D")) or name in ("M", "kappa", "nu")
                              for name in given)
         for label, side in self.labels.items():
             condition = self.conditions.get(side, Neumann(0.0))
@@ -771,6 +842,8 @@ class Problem:
         coefficients = torch.tensor([[1.0, 0.0, dx] if cells else [0.0, 1.0, 2 * dx]], dtype=torch.float64)
         q = given.get(label)
         q = self._given_flux(condition, side, label) if q is None else self._value(q, side, label, batch)
+        if isinstance(self.equation, Burgers):
+            return coefficients, -q / self._number(given, "nu").reshape(-1, 1)
         if hasattr(self, "system"):
             D = (self._rates(given)[:, c, axis] / (self.dt / self.grid.spacing[axis] ** 2)).reshape(-1, 1)
             return coefficients, -q / D

@@ -18,8 +18,9 @@ class Solver(nn.Module):
         u = solver(u0)                       # the gradient reaches u0 and solver.value("diffusivity")
         u = solver(u0, diffusivity=D)        # or give a tensor at each call: a number, (B,), (*grid) or (B, *grid)
 
-    equation, grid, boundary   as in `fd.solve`; fd.Heat (numbers or D(x)), fd.AdvectionDiffusion with "upwind1" or
-                "central", fd.ReactionDiffusion and the named reactions
+    equation, grid, boundary   as in `fd.solve`; fd.Heat (order 2, no matrix), fd.PorousMedium, fd.DiffusionSorption,
+                fd.AdvectionDiffusion with "upwind1" or "central", fd.Burgers, fd.ReactionDiffusion and the
+                named reactions
     dt, steps   the step, by default a safe one, and how many of them a call marches
     method      "euler", "rk4" or "rkl2"
     learn       names of parameters that become nn.Parameters, starting from what the equation says; or a mapping from

@@ -47,7 +47,7 @@ def _march_cpu(u, numbers, key, start, steps, keep):
         raise Diverged(f"the field became NaN or infinite within {steps} steps of dt = {layout.problem.dt:g}: a "
                        "reaction or a boundary value grows faster than this step can follow; take a smaller dt, or "
                        "keep learned parameters in range, for example with fd.nn.Bounded")
-    return torch.from_numpy(new), torch.from_numpy(np.stack(kept) if kept else np.empty((0, *u.shape), u.dtype))
+    return torch.from_numpy(new), torch.from_numpy(kept)
 
 
 def _march_fake(u, numbers, key, start, steps, keep):
@@ -65,7 +65,7 @@ def _adjoint_cpu(cot, u, kept, numbers, key, start, steps, wanted):
         return [torch.from_numpy(by_start), *(device.new_empty(0) for _ in numbers)]
     stages, plan = _plan(layout, u.shape, u.itemsize, steps)
     back = layout.back(numbers, edges, len(u), u.dtype, wanted)
-    states = list(kept) if len(kept) == len(plan.positions(steps)) else None
+    states = kept if len(kept) == len(plan.positions(steps)) else None
     found = march_adjoint(rule, back, u, cot, edges, steps, kept=states, plan=plan, stages=stages,
                           slopes=layout.slopes(faces), walls=layout.needs_walls(faces, wanted),
                           threads=layout.problem.threads)
@@ -158,14 +158,15 @@ def _folded(size, dims, first, *rest, all_batched=False):
 # -- calls -------------------------------------------------------------------------------------------------------------
 
 PROBLEMS: dict[str, Problem] = {}
+_marched: Any = _March.apply
 
 
 @torch._dynamo.allow_in_graph
 def run(digest: str, names: tuple[str, ...], t: float, steps: int, keep: bool, u, *values):
     """`steps` steps of a known problem from u (B, C, *grid), with tensors for the named parameters."""
     layout, numbers = PROBLEMS[digest].numbers(dict(zip(names, values)), u.shape[0], u)
-    apply: Any = _March.apply
-    return apply((layout.key, t, steps, keep), u, *numbers)[0]
+    new, _ = _marched((layout.key, t, steps, keep), u, *numbers)
+    return new
 
 
 def advance(problem: Problem, u, t: float, steps: int, given: dict[str, Any]):
@@ -196,7 +197,7 @@ def _checked(u):
 def _full(u, problem):
     """A field as (B, C, *grid), and the shape it came in."""
     names, grid, shape = problem.equation.names, problem.grid.shape, tuple(u.shape)
-    C, lead = len(names), shape[: len(shape) - len(grid)]
+    C, lead = len(names), list(shape[: len(shape) - len(grid)])
     fits = len(shape) >= len(grid) and shape[len(lead):] == grid
     fits = fits and ((len(lead) in (1, 2) and lead[-1] == C) if C > 1 else
                      len(lead) < 2 or (len(lead) == 2 and lead[1] == 1))
@@ -214,8 +215,7 @@ def march(equation, u, grid, *, steps: int, dt=None, boundary=None, method: str 
           parameters=None, memory: int | None = None, threads: int | None = None):
     """`steps` time steps of an equation, differentiable by the start and by every parameter.
 
-    equation    fd.Heat (numbers or D(x)), fd.AdvectionDiffusion, fd.ReactionDiffusion and the named reactions; its
-                coefficients may be tensors, and then it is differentiated by them
+    equation    as in `fd.nn.Solver`; its coefficients may be tensors, and then it is differentiated by them
     u           (*grid), (B, *grid) or (B, 1, *grid); of several components (C, *grid) or (B, C, *grid); float32 or 64
     parameters  tensors by name that replace those of the equation and the boundary: see `fd.nn.Solver`
     dt          of one step; default: a safe one for the equation as given

@@ -200,15 +200,21 @@ def _open(board, helpers, function, data):
 
 
 @inner
+def _look_again(looks):
+    """Wait a moment; now and then let another thread run, which may be the very one that is waited for."""
+    if looks & 63 == 0:
+        give_way()
+    else:
+        _pause()
+
+
+@inner
 def _close(board):
     """Let no more helpers in, and wait for those inside."""
     joined, looks = atomic_add(board, STATE, -OPEN) - OPEN, 0
     while atomic_load(board, DONE) < joined:
         looks += 1
-        if looks > SPINS:
-            give_way()
-        else:
-            _pause()
+        _look_again(looks)
     atomic_store(board, LOCK, 0)
 
 
@@ -233,7 +239,7 @@ def serve(board, spins):
         while atomic_load(board, BELL) == seen:
             looks += 1
             if looks < spins:
-                _pause()
+                _look_again(looks)
             else:
                 _sleep(board, seen)
         seen = atomic_load(board, BELL)

@@ -123,7 +123,7 @@ def test_the_table_of_runs(tmp_path):
     pytest.importorskip("sklearn")
     from fastdiff.bench.generative_runs import Trained, score, train
 
-    small = {"width": 8, "levels": 10}
+    small = {"width": 8, "levels": 20}
     runs = [Trained(f"digits-{m}", {"model": m, **small}, 1) for m in ("ddpm", "heat", "vae")]
     told = []
     assert not train(tmp_path, 0.0, runs, told.append) and "same command" in told[-1]

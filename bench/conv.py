@@ -68,6 +68,7 @@ def same(mine, theirs, x):
     """Refuse to time what is wrong."""
     found = []
     for model in (mine, theirs):
+        model.zero_grad()
         v = x.detach().clone().requires_grad_()
         y = model(v)
         y.square().mean().backward()

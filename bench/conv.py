@@ -1,10 +1,11 @@
 """Convolutions against torch's own, forward and backward: `fastdiff bench conv`.
 
 In every row ours and all of torch's ways (eager, channels_last, torch.compile) take turns in one process with the same
-threads and weights; the ratio is to the best of torch's, by medians. Torch's ways are timed before, too, when our threads
-have not started and its own wait as they like (see `kernels/_threads.py`): the better of the two times counts.
-Correctness first: outputs and gradients must agree. The input needs a gradient where a layer stands inside a network; the tutorial's network gets data, which needs
-none. Writes conv.json and conv.md; `--tiny` only shows that everything runs.
+threads and weights; the ratio is to the best of torch's, by medians. Torch's ways are timed before, too, when our
+threads have not started and its own wait as they like (see `kernels/_threads.py`): the better of the two times counts.
+Correctness first: outputs and gradients must agree. The input needs a gradient where a layer stands inside a network;
+the tutorial's network gets data, which needs none. Writes conv.json and conv.md; `--tiny` only shows that everything
+runs.
 """
 
 import argparse
@@ -67,6 +68,7 @@ def same(mine, theirs, x):
     """Refuse to time what is wrong."""
     found = []
     for model in (mine, theirs):
+        model.zero_grad()
         v = x.detach().clone().requires_grad_()
         y = model(v)
         y.square().mean().backward()

@@ -313,7 +313,7 @@ GOALS = {  # case: (name of ours, times double autograd, times the best opponent
 
 
 def rows(options, only=()):
-    """The rows of the cases asked for. Others are timed before ours is called, too: the better of their times counts."""
+    """The rows of the cases asked for. Others are timed before ours is called, too: the better time counts."""
     import torch
 
     torch.set_num_threads(options.threads)

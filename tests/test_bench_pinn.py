@@ -35,7 +35,7 @@ def test_allen_cahn_converges():
 
 
 def test_a_row_of_the_accuracy_table():
-    found, network = pinn.run_case("heat", 1, steps=25)
+    found, network = pinn.run_case("heat", 1, steps=60)
     row = pinn.row_of("heat", found)
     assert network is not None and 0 < found[0]["error"] < 0.1 and "fd.solve took" in row.baseline
     assert "| heat |" in pinn.markdown([row], "here")

@@ -255,3 +255,24 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="widths are those"):
         fd.nn.JetMLP([2])
     assert net(points(0)).shape == (0, 1)
+
+
+def test_a_residual_joined_from_channels_is_the_fused_one():
+    from fastdiff.nn.functional.jet import _joined
+
+    net, x = network((2, 7, 1)), points(23)
+    seeds = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    rows = [-0.3, 1.0, torch.rand(23, generator=torch.Generator().manual_seed(2), dtype=torch.float64), 0.5, 2.0, 3.0]
+    fused = jet_residual(x, net.theta, net.widths, seeds, [(0, 0)], rows[:1], rows[1:3], *rows[3:])
+    joined = _joined(x, net.theta, net.widths, seeds, [(0, 0)], rows, "tanh")
+    for a, b in zip(fused, joined, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-13)
+    a, b = (torch.autograd.grad(loss, net.theta)[0] for loss in (fused[0], joined[0]))
+    assert (a - b).abs().max() <= 1e-12 * b.abs().max()
+
+
+def test_coefficients_may_be_batched():
+    net, x = network((2, 5, 1)), points(9)
+    c = torch.rand(3, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    loss = lambda c: net.residual_loss(x, {"t": 1.0, "xx": -1.0, "u": c})
+    assert torch.allclose(torch.func.vmap(loss)(c), torch.stack([loss(v) for v in c]), rtol=1e-13)

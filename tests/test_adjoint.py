@@ -364,6 +364,12 @@ def test_methods_without_adjoint_are_refused():
         fd.nn.Solver(fd.Heat(1.0), fd.Grid(20), dt=1e-4, method="crank_nicolson")
     with pytest.raises(NotImplementedError, match="Python function of u"):
         fd.nn.Solver(fd.Heat(1.0), fd.Grid(20), dt=1e-4, boundary=fd.Neumann(lambda u: -u))
+    with pytest.raises(NotImplementedError, match="the wall opposite"):
+        fd.nn.Solver(fd.Heat(1.0), fd.Grid(20), dt=1e-4, boundary={"x": (fd.Dirichlet("0.9*u_far"), fd.Neumann(0.0))})
+    with pytest.raises(NotImplementedError, match="on u and on the place"):
+        fd.nn.Solver(fd.Heat("1 + x*u**2"), fd.Grid(20), dt=1e-4)
+    with pytest.raises(NotImplementedError, match=r"reactions with D\(x\)"):
+        fd.nn.Solver(fd.ReactionDiffusion(diffusivity={"u": "1 + x"}, reaction={"u": "-u"}), fd.Grid(20), dt=1e-4)
 
 
 def test_functional_takes_tensors_in_the_equation():

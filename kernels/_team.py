@@ -150,7 +150,7 @@ if AVAILABLE:
     _wait, _wake = _external("pthread_cond_wait", 2), _external("pthread_cond_broadcast", 1)
 
     @inner
-    def _ring(board):
+    def _ring(board):  # pyright: ignore[reportRedeclaration]
         """Wake those who sleep."""
         mutex, condition = _address(board, MUTEX), _address(board, CONDITION)
         _lock(mutex)
@@ -158,7 +158,7 @@ if AVAILABLE:
         _unlock(mutex)
 
     @inner
-    def _sleep(board, seen):
+    def _sleep(board, seen):  # pyright: ignore[reportRedeclaration]
         """Sleep until the bell is no longer what it was."""
         mutex, condition = _address(board, MUTEX), _address(board, CONDITION)
         _lock(mutex)
@@ -171,11 +171,11 @@ if AVAILABLE:
 else:  # helpers come from _threads.py
 
     @inner
-    def _ring(board):
+    def _ring(board):  # pyright: ignore[reportRedeclaration]
         """Nobody sleeps."""
 
     @inner
-    def _sleep(board, seen):
+    def _sleep(board, seen):  # pyright: ignore[reportRedeclaration]
         """Nobody sleeps."""
         give_way()
 

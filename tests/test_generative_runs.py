@@ -115,7 +115,8 @@ def test_texts_of_a_data_set_are_its_labels(tmp_path):
     assert data.labels is not None and [data.names[k] for k in data.labels] == texts
     run = Run(tmp_path / "run", settings(data=str(path)), data)
     run.train(1)
-    assert run.sample(5, method="ddim", steps=2)[1].tolist() == [k % len(data.names) for k in range(5)]
+    labels = run.sample(5, method="ddim", steps=2)[1]
+    assert labels is not None and labels.tolist() == [k % len(data.names) for k in range(5)]
 
 
 def test_the_table_of_runs(tmp_path):

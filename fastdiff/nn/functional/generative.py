@@ -137,7 +137,7 @@ def _step_on(stream, u, model, coefficients, without, old, noise, draw, estimate
     k = Coefficients(*coefficients).array(str(u.dtype).removeprefix("torch."))
     words = None if draw is None else Draw(*draw)
     if stream is None:
-        out = (_like(u), _like(u)) if estimate else _like(u)
+        out: Any = (_like(u), _like(u)) if estimate else _like(u)
         there = arrays(*out) if estimate else out.numpy()
         u, model, without, old, noise = arrays(u, model, without, old, noise)
         _sampler.cpu(u, model, k, without, old, noise, words, estimate, out=there)

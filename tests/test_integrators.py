@@ -143,7 +143,7 @@ def test_auto_chooses_and_says_why():
 
 def test_auto_knows_linear_equations():
     """Crank-Nicolson needs no diffusion alone, but a linear equation that couples no components."""
-    grid = fd.Grid((24, 24))
+    grid = fd.Grid((64, 64))
     decays = fd.ReactionDiffusion({"u": 0.1, "v": 0.2}, {"u": "-2*u + 1", "v": "x*v"})
     meets = fd.ReactionDiffusion({"u": 0.1, "v": 0.2}, {"u": "-2*v", "v": "u"})
     moves = fd.AdvectionDiffusion(velocity=(1.0, 0.5), diffusivity=0.1)

@@ -61,8 +61,8 @@ def rules():
         for name, cls in vars(module).items()
         if isinstance(cls, type) and cls.__module__ == module.__name__ and {"cell", "change"} & set(dir(cls))
         and not hasattr(cls, "near")  # wide rules are looked at as loops without a rule
-        and not {"rule", "diffusivity"} & set(getattr(cls, "_fields", ()))  # they hold a rule or a law: the test above
-    ]
+        and not {"rule", "reaction", "diffusivity", "d2"} & set(getattr(cls, "_fields", ()))  # rules or laws inside:
+    ]  # the test of kernels looks at them
 
 
 def check_float32(code):

@@ -170,8 +170,11 @@ class Sink:
 
     def put(self, n: int, u) -> bool:
         """Take frame `n`; whether to stop."""
+        return self.put_closed(n, u if self.plan.fold is None else self.plan.fold.closed(u))
+
+    def put_closed(self, n: int, u) -> bool:
+        """Take frame `n` as it is kept: half of an antiperiodic one, as a sink gives it back."""
         t = float(self.plan.times[n])
-        u = u if self.plan.fold is None else self.plan.fold.closed(u)
         self.last = u
         if self.plan.kept[n]:
             self._keep(n, t, u)

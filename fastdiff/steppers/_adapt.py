@@ -7,11 +7,13 @@ changes by 0.8 (allowed/estimate)^(1/p), p the order of the method: per unit of 
 Methods without an estimate solve again with more steps: see `Richardson`.
 """
 
+from math import ceil, sqrt
+
 import numpy as np
 
 from fastdiff import dispatch
 from fastdiff.steppers._base import SAFETY, relative
-from fastdiff.watch import put
+from fastdiff.watch import Sink
 
 LEAST, MOST = 0.2, 4.0  # factors of the step from one to the next
 TRIES = 60
@@ -87,19 +89,26 @@ class Richardson:
 
     def __init__(self, order: int, number: int, make):
         self.order, self.number, self.make = order, number, make
+        self.power = 2.0 if order == 2 else (order + 1) / 2  # methods of second order here have even powers alone
+        self.counts: list[int] = []
         self.count, self.last, self.better = 0, None, None
         self.error = self.before = np.inf
 
     def add(self, count: int, frames):
         """Take the solution with `count` times the first one's steps; returns the best there is, and what is spent."""
         spent = [self.last, self.better]
+        self.counts.append(count)
         if self.last is None:
             self.count, self.last = count, frames
             return frames, []
         weight, best, self.before = 1 / ((count / self.count) ** self.order - 1), self.make(), self.error
         for n in range(self.number):
             fine, coarse = frames[:, n], self.last[:, n]
-            put(best, n, fine + (fine - coarse) * fine.dtype.type(weight))
+            new = fine + (fine - coarse) * fine.dtype.type(weight)
+            if isinstance(best, Sink):
+                best.put_closed(n, new)
+            else:
+                best[:, n] = new
         self.error = weight * self._distance(frames, self.last)
         if self.better is not None:
             self.error = min(self.error, self._distance(best, self.better))
@@ -107,11 +116,20 @@ class Richardson:
         return best, spent
 
     def next(self, rtol: float) -> int:
-        """How many times the first solution's steps to try next."""
-        if not np.isfinite(self.error):
-            return 2 * self.count
-        wanted = 1.15 * (self.error / rtol) ** (1 / (self.order + 1))
-        return 3 if self.count == 2 else int(np.ceil(self.count * min(max(wanted, 1.5), 8.0)))
+        """How many times the first solution's steps to try next.
+
+        What is extrapolated from k and l times has an error of about C / (k l)^q, and it takes a third solution to
+        see it.
+        """
+        if len(self.counts) < 3:
+            return self.count + max(1, self.count // 2)
+        before, k, count = self.counts[-3:]
+        seen = before * k  # the error is that of these two
+        wanted = seen * (1.15 * self.error / rtol) ** (1 / self.power)
+        if k * count >= wanted:
+            return ceil(1.3 * count)
+        more = wanted / count if 1.4 * count**2 >= wanted else sqrt(wanted / 1.4)
+        return ceil(min(max(more, 1.2 * count), 8 * count))
 
     def _distance(self, a, b):
         return max(relative(a[:, n] - b[:, n], a[:, n]) for n in range(self.number))

@@ -100,9 +100,21 @@ def seen(e, at, buf, b, i0, i1, i2, s0, s1, s2, far):
     return at_wall(e, buf, b, what >> 1, i0, i1, i2, s0, s1, s2)
 
 
-@register_jitable
 def seeing_value(e, values, buf, b, c, side, step, i0, i1, i2, f0, f1, f2, n):
     """g of a side that sees more, at a face cell at (i0, i1, i2) in `buf`, (f0, f1, f2) in the grid; n cells inward."""
+    if not hasattr(type(values), "seen"):
+        return e.reals[0]
+    return _seeing(e, values, buf, b, c, side, step, i0, i1, i2, f0, f1, f2, n)
+
+
+@overload(seeing_value)
+def _seeing_value(e, values, buf, b, c, side, step, i0, i1, i2, f0, f1, f2, n):
+    if not hasattr(values.instance_class, "seen"):  # without float64, in which functions of a wall are evaluated
+        return lambda e, values, buf, b, c, side, step, i0, i1, i2, f0, f1, f2, n: e.reals[0]
+    return _seeing
+
+
+def _seeing(e, values, buf, b, c, side, step, i0, i1, i2, f0, f1, f2, n):
     axis, at = side >> 1, seen_at(e, c, side)
     inward, far = (-1 if side & 1 else 1) * min(1, n - 1), n - 1
     s0, s1, s2 = inward if axis == 0 else 0, inward if axis == 1 else 0, inward if axis == 2 else 0

@@ -63,23 +63,6 @@ def test_sparse_observations_restore_a_field():
     assert error < 0.4 * before
 
 
-def test_restored_fields_beat_interpolation():
-    """The mean of guided samples knows how fields look: over many fields it is nearer than interpolation comes."""
-    model, C = field_model()
-    root = torch.linalg.cholesky(C + 1e-10 * torch.eye(12))
-    truths = (root @ torch.randn(12, 24, generator=torch.Generator().manual_seed(2), dtype=torch.float64)).T
-    mask = torch.zeros(1, 12, dtype=torch.float64)
-    mask[0, ::3] = 1
-    each = truths.repeat_interleave(16, 0)[:, None]  # 16 samples for each of 24 fields
-    guide = Guide(observed=each, mask=mask, observation_weight=0.5)
-    found = model.sample(len(each), seed=0, dtype=torch.float64, guide=guide).reshape(24, 16, 12).mean(1)
-    line = np.stack([np.interp(np.arange(12), np.arange(0, 12, 3), t[::3], period=12) for t in truths.numpy()])
-    hidden = mask[0] == 0
-    ours = (found - truths)[:, hidden].square().mean().sqrt()
-    theirs = (torch.from_numpy(line) - truths)[:, hidden].square().mean().sqrt()
-    assert ours < 0.8 * theirs
-
-
 def test_the_residual_draws_samples_to_solutions():
     """Samples of the line that should be harmonic on a periodic line: constant."""
     model, _ = field_model()

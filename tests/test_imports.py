@@ -13,7 +13,8 @@ import pytest
 import fastdiff
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = {"kernels": 0, "data": 2, "nn": 2, "bench": 3, "commands": 3, "cli": 4, "__main__": 5}  # everything else in fastdiff: 1
+# Everything else in fastdiff: 1
+LAYERS = {"kernels": 0, "data": 2, "nn": 2, "bench": 3, "commands": 3, "cli": 4, "__main__": 5}
 HEAVY = ("torch", "matplotlib", "sympy", "h5py", "pytest", "rich", "typer", "numba.cuda.cudadrv")
 
 

@@ -51,6 +51,7 @@ def bench(request):
 
 
 def test_kernel(benchmark, bench, kernel, dtype):
+    """Check a kernel against its reference, then time it beside a plain loop."""
     shape = bench.shape_of(kernel)
     margin = check(kernel, "cpu", shape, dtype)
     inputs = kernel.sample(shape, np.dtype(dtype), np.random.default_rng(0))

@@ -342,7 +342,8 @@ def _grown(problem, stuck):
 def _doubled(problem, run, rtol, progress):
     """Solve with more and more steps until the error that they show is below rtol."""
     span = float(problem.times[-1])
-    series = Richardson(run.method.order, len(problem.times), lambda: _frames(problem))
+    begin = lambda: Richardson(run.method.order, len(problem.times), lambda: _frames(problem))
+    series = begin()
     counts = np.array([steps_between(a, b, span / COARSEST) if b > a else 0 for a, b in _intervals(problem)])
     times, total, evaluations = 1, 0, 0
     while True:
@@ -351,7 +352,7 @@ def _doubled(problem, run, rtol, progress):
         except Diverged:  # the first steps are long
             if times >= LONGEST // COARSEST:
                 raise
-            times, series = times * 4, Richardson(run.method.order, len(problem.times), lambda: _frames(problem))
+            times, series = times * 4, begin()
             for sink in problem.sinks:
                 sink.discard()
             continue

@@ -56,7 +56,7 @@ def over_grid(value: Any, grid: Grid, what: str, batch: int = 1, low: float = -n
     if is_formula(value):
         numbers = _evaluated(value, grid, what)[None]
     else:
-        numbers = _shaped(as_numbers(value, what), grid, what, batch)
+        numbers = shaped(as_numbers(value, what), grid, what, batch)
     if not np.isfinite(numbers).all():
         raise ValueError(f"{what} must be finite" + _where(~np.isfinite(numbers), value))
     if (numbers < low).any():
@@ -77,8 +77,9 @@ def _evaluated(value: str | Callable, grid, what):
     return np.broadcast_to(np.asarray(values, np.float64), grid.shape)
 
 
-def _shaped(numbers, grid, what, batch):
-    shape = numbers.shape
+def shaped(numbers, grid: Grid, what: str, batch: int):
+    """A coefficient, NumPy array or torch tensor, as (b, *grid) or (b, ones), b = 1 or the batch."""
+    shape = tuple(numbers.shape)
     if len(shape) <= 1 and shape == grid.shape == (batch,) and batch > 1:
         raise ValueError(f"{what} has {batch} numbers, which could be one a sample or one a point of the grid: give it "
                          f"the shape ({batch}, 1) or (1, {batch})")

@@ -45,7 +45,7 @@ from fastdiff.equations import (
     _linear,
 )
 from fastdiff.equations._base import samples
-from fastdiff.equations._coefficients import in_space, is_formula, over_grid, timed_source, uses
+from fastdiff.equations._coefficients import in_space, is_formula, over_grid, shaped, timed_source, uses
 from fastdiff.equations._laws import compiled_law, host_law, slope
 from fastdiff.equations._named import Named
 from fastdiff.equations._rules import _plain
@@ -690,7 +690,7 @@ class Problem:
         made, varies = [], not grid.plain
         for part, key in zip(parts, names):
             if key in given:
-                tensor = _shaped(given[key], grid, key, batch)
+                tensor = shaped(given[key], grid, key, batch)
                 varies = varies or given[key].ndim > 1 or tensor[0].numel() > 1
             else:
                 tensor = self._kept(key, lambda p=part: over_grid(p, grid, what, samples(self.equation, grid)))
@@ -762,7 +762,7 @@ class Problem:
             return None
         grid = self.grid
         if "source" in given:
-            tensor = _shaped(given["source"], grid, "source", batch)
+            tensor = shaped(given["source"], grid, "source", batch)
         else:
             tensor = self._kept("source", lambda: over_grid(value, grid, "source", samples(self.equation, grid)))
         return tensor.expand(len(tensor), *grid.shape) * self.dt
@@ -878,26 +878,6 @@ def _fields_of(equation) -> list[str]:
 def _stacked(parts):
     """(b, parts, *grid)."""
     return torch.stack(torch.broadcast_tensors(*parts), 1)
-
-
-def _shaped(tensor, grid: Grid, what: str, batch: int):
-    """A coefficient as (b, *grid) or (b, ones), see `equations._coefficients._shaped`."""
-    shape = tuple(tensor.shape)
-    if len(shape) <= 1 and shape == grid.shape == (batch,) and batch > 1:
-        raise ValueError(f"{what} has {batch} numbers, which could be one a sample or one a point of the grid: give it "
-                         f"the shape ({batch}, 1) or (1, {batch})")
-    if shape == grid.shape:
-        return tensor.unsqueeze(0)
-    if len(shape) == grid.ndim + 1 and all(n in (1, m) for n, m in zip(shape[1:], grid.shape)):
-        whole = tensor
-    elif len(shape) <= 1:
-        whole = tensor.reshape(-1, *[1] * grid.ndim)
-    else:
-        raise ValueError(f"{what} has shape {shape}: expected a number, {grid.shape} over the grid, ({batch}, "
-                         f"{', '.join(map(str, grid.shape))}) with the batch, or ({batch},) one a sample")
-    if len(whole) not in (1, batch):
-        raise ValueError(f"{what} is given for {len(whole)} samples, but there are {batch}")
-    return whole
 
 
 __all__ = ["LAYOUTS", "Layout", "METHODS_KNOWN", "Problem"]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -78,11 +79,14 @@ def test_a_cluster_that_is_not_there_is_told(tmp_path):
     pytest.importorskip("distributed")
     from fastdiff.data import making
 
+    before = threading.active_count()
     with pytest.raises(OSError, match="there is no Dask scheduler at 'nonsense"):
         making._connect(making._distributed(), "nonsense")
     with pytest.raises(OSError, match="there is no Dask scheduler"):
         fd.data.generate(SHORT, tmp_path / "a.h5", **SMALL, cluster="nonsense")
     assert os.listdir(tmp_path) == []
+    # a Client whose start failed leaves a thread, and its collection waits 40 s for it
+    assert threading.active_count() == before
 
 
 def test_a_cluster_with_another_fastdiff_is_refused(monkeypatch):

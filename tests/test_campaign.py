@@ -75,15 +75,12 @@ def test_a_cluster_whose_worker_is_killed_makes_the_same_file(tmp_path, monkeypa
     assert (tmp_path / "far.h5").read_bytes() == (tmp_path / "local.h5").read_bytes()
 
 
-def test_a_cluster_that_is_not_there_is_told(tmp_path):
+@pytest.mark.parametrize("address", ["nonsense", "tcp://127.0.0.1:1", "what://127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_told(tmp_path, address):
     pytest.importorskip("distributed")
-    from fastdiff.data import making
-
     before = threading.active_count()
-    with pytest.raises(OSError, match="there is no Dask scheduler at 'nonsense"):
-        making._connect(making._distributed(), "nonsense")
-    with pytest.raises(OSError, match="there is no Dask scheduler"):
-        fd.data.generate(SHORT, tmp_path / "a.h5", **SMALL, cluster="nonsense")
+    with pytest.raises(OSError, match=f"there is no Dask scheduler at '{address}'"):
+        fd.data.generate(SHORT, tmp_path / "a.h5", **SMALL, cluster=address)
     assert os.listdir(tmp_path) == []
     # a Client whose start failed leaves a thread, and its collection waits 40 s for it
     assert threading.active_count() == before

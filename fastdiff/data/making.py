@@ -1,11 +1,11 @@
 """Making samples: in this process, in several, or on a Dask cluster. Whoever makes them, the numbers are the same."""
 
-import asyncio
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -187,22 +187,15 @@ def _distributed():
 def _connect(distributed, address):
     """A Client of the scheduler at an address.
 
-    A Client that finds none leaves its event loop behind, and waits 40 s for it when it is collected: ask first.
+    A Client that finds none leaves its event loop behind, and waits 40 s for it when it is collected: knock first.
     """
     try:
-        if isinstance(address, str):
-            with ThreadPoolExecutor(1) as pool:  # a notebook runs an event loop in this thread
-                pool.submit(asyncio.run, _call(distributed, address)).result()
+        if isinstance(address, str) and not address.startswith("inproc://"):
+            socket.create_connection(distributed.comm.get_address_host_port(address), timeout=20).close()
         return distributed.Client(address, timeout=20)
     except (OSError, TimeoutError, ValueError, TypeError) as error:
         raise OSError(f"there is no Dask scheduler at {address!r} ({error}): start one with `dask scheduler`, or give "
                       f"the address it prints, such as tcp://10.0.0.1:8786") from None
-
-
-async def _call(distributed, address):
-    how = distributed.Security().get_connection_args("client")
-    comm = await distributed.comm.connect(address, timeout=20, **how)
-    await comm.close()
 
 
 def _check_cluster(client) -> int:

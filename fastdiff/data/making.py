@@ -164,7 +164,7 @@ def on_cluster(job: Job, store: Store, blocks: Blocks, cluster, threads: int | N
         todo = iter(blocks)
         send = lambda block: client.submit(_make_far, job, *block, threads or 1, pure=False, retries=2,
                                            key=f"fastdiff-{os.urandom(6).hex()}-{block[0]}")
-        under_way = distributed.as_completed([send(b) for b in islice(todo, 2 * slots)])
+        under_way = distributed.as_completed([send(b) for b in islice(todo, 2 * slots)], loop=client.loop)
         with Behind(lambda item: _write(store, done, *item)) as behind:
             for future in under_way:
                 behind.put(_result(distributed, future))

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from fastdiff.kernels._jit import FASTMATH, inner
 from fastdiff.kernels._math import erf, exp, select, sigmoid, tanh
+from fastdiff.kernels._part import overload_part
 
 CODES = {None: 0, "relu": 1, "gelu": 2, "silu": 3, "tanh": 4}
 KEEPS_INPUT = ("gelu", "silu")  # the others' slopes follow from their values
@@ -69,7 +69,7 @@ def relu(x) -> Any:
     return np.maximum(x, x - x)
 
 
-@overload(relu, jit_options=_OPTIONS)
+@overload_part(relu, **_OPTIONS)
 def _relu_compiled(x):
     zero = _typed(x)(0)
     return lambda x: select(x > zero, x, select(x <= zero, zero, x))  # NaN stays NaN
@@ -84,7 +84,7 @@ def gelu(x) -> Any:
     return values("gelu", x)
 
 
-@overload(gelu, jit_options=_OPTIONS)
+@overload_part(gelu, **_OPTIONS)
 def _gelu_compiled(x):
     F = _typed(x)
     half, one, root = F(0.5), F(1), F(math.sqrt(0.5))
@@ -96,7 +96,7 @@ def silu(x) -> Any:
     return x * sigmoid(x)
 
 
-@overload(silu, jit_options=_OPTIONS)
+@overload_part(silu, **_OPTIONS)
 def _silu_compiled(x):
     return lambda x: x * sigmoid(x)
 
@@ -106,7 +106,7 @@ def relu_slope(x) -> Any:
     return slopes("relu", x)
 
 
-@overload(relu_slope, jit_options=_OPTIONS)
+@overload_part(relu_slope, **_OPTIONS)
 def _relu_slope_compiled(x):
     F = _typed(x)
     zero, one = F(0), F(1)
@@ -118,7 +118,7 @@ def gelu_slope(x) -> Any:
     return slopes("gelu", x)
 
 
-@overload(gelu_slope, jit_options=_OPTIONS)
+@overload_part(gelu_slope, **_OPTIONS)
 def _gelu_slope_compiled(x):
     F = _typed(x)
     half, one, root, scale = F(0.5), F(1), F(math.sqrt(0.5)), F(1 / math.sqrt(2 * math.pi))
@@ -130,7 +130,7 @@ def silu_slope(x) -> Any:
     return slopes("silu", x)
 
 
-@overload(silu_slope, jit_options=_OPTIONS)
+@overload_part(silu_slope, **_OPTIONS)
 def _silu_slope_compiled(x):
     one = _typed(x)(1)
 
@@ -146,7 +146,7 @@ def square_slope(x) -> Any:
     return 1 - x * x
 
 
-@overload(square_slope, jit_options=_OPTIONS)
+@overload_part(square_slope, **_OPTIONS)
 def _square_slope_compiled(x):
     one = _typed(x)(1)
     return lambda x: one - x * x

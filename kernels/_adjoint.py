@@ -26,7 +26,7 @@ from math import comb, isqrt
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from fastdiff.kernels._edges import (
     _SPACE,
@@ -79,6 +79,7 @@ from fastdiff.kernels._march import (
     set_ends,
     update_rows,
 )
+from fastdiff.kernels._part import overload_part
 from fastdiff.kernels._run import SECOND, march, space_of
 from fastdiff.kernels._stages import CHAIN, MOST_COMPONENTS, spread
 from fastdiff.kernels._threads import default_threads, scratch, together
@@ -98,7 +99,7 @@ def pull(p, u, l, at) -> Any:
     raise NotImplementedError("compiled only")
 
 
-@overload(pull, jit_options=_OPTIONS)
+@overload_part(pull, **_OPTIONS)
 def _pull(p, u, l, at):
     return p.instance_class.pull
 
@@ -108,7 +109,7 @@ def edge(p, u, l, at) -> Any:
     raise NotImplementedError("compiled only")
 
 
-@overload(edge, jit_options=_OPTIONS)
+@overload_part(edge, **_OPTIONS)
 def _edge(p, u, l, at):
     return p.instance_class.edge
 
@@ -118,7 +119,7 @@ def back(p, u, l, at) -> Any:
     raise NotImplementedError("compiled only")
 
 
-@overload(back, jit_options=_OPTIONS)
+@overload_part(back, **_OPTIONS)
 def _back(p, u, l, at):
     rule = p.instance_class
     if hasattr(rule, "back"):
@@ -181,7 +182,7 @@ def _scope():
             "restrict_grad": restrict_grad}
 
 
-@overload(pull_rows, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+@overload_part(pull_rows, fastmath=FASTMATH, error_model="numpy")
 def _pull_rows(p, dst, d, lam, l, src, s, grad, g, stride, along, rows, o0, o1, lo, hi, step, i0, i1, di0, di1, origin):
     rule = p.instance_class
     count, (u, ls) = rule.components * _registers(rule), _stars(rule)
@@ -200,7 +201,7 @@ def _pull_rows(p, dst, d, lam, l, src, s, grad, g, stride, along, rows, o0, o1, 
     return scope["row"]
 
 
-@overload(ghosts_of, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+@overload_part(ghosts_of, fastmath=FASTMATH, error_model="numpy")
 def _ghosts_of(p, lam, l, src, s, stride, o0, o1, step, i0, i1, i2):
     rule = p.instance_class
     u, ls = _stars(rule, "")

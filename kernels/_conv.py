@@ -13,10 +13,10 @@ from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.extending import register_jitable
 
 from fastdiff.kernels._activation import activate, times_slope
 from fastdiff.kernels._jit import atomic_add, flush_denormals, inner, keep_apart, kernel, restore_denormals
+from fastdiff.kernels._part import callable_part
 from fastdiff.kernels._threads import default_threads, scratch, together
 from fastdiff.kernels._tiles import BLOCKS, VECTOR_BYTES, correlate, lanes, multiply
 
@@ -162,7 +162,7 @@ def pack_bias(bias, plan: Plan, dtype) -> np.ndarray:
 # -- rows and boundaries -----------------------------------------------------------------------------------------------
 
 
-@register_jitable
+@callable_part()
 def place(i, n, mode):
     """The cell that stands for cell `i` of an axis of `n` cells; -1: none, its value is zero."""
     if 0 <= i and i < n:
@@ -444,7 +444,7 @@ def add_up(p, space, part, to, m, t, width):
         part[to + (c + 1) * (taps + 1) - 1] = total(space, p.cout * taps + c, width)
 
 
-@register_jitable
+@callable_part()
 def sources(i, n, shift, mode):
     """First and last of the cells r whose neighbour r + shift is, or stands for, cell i; none if last < first."""
     if mode == PERIODIC:

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from fastdiff.kernels._jit import call_boundary, call_seeing, inner, keep_apart
+from fastdiff.kernels._part import overload_part
 
 BOUNDED, PERIODIC, ABSENT = 0, 1, 2
 NONE, GHOST, HOLD = 0, 1, 2
@@ -52,7 +52,7 @@ def cast_like(array, x):
     return array.dtype.type(x)
 
 
-@overload(cast_like)
+@overload_part(cast_like)
 def _cast_like(array, x):
     kind = np.float32 if array.dtype == types.float32 else np.float64
 

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from fastdiff.kernels._edges import CLOCK, PERIODIC
 from fastdiff.kernels._jit import FASTMATH
+from fastdiff.kernels._part import overload_part
 
 ROOM = 32  # cells around a row: whole vectors at both ends
 
@@ -129,7 +129,7 @@ def here(f, at):
     return f.data[f.start + f.s0 * i0 + f.s1 * i1 + i2]
 
 
-@overload(here, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+@overload_part(here, fastmath=FASTMATH, error_model="numpy")
 def _here(f, at):
     if not isinstance(f, types.BaseNamedTuple):
         return lambda f, at: f
@@ -161,7 +161,7 @@ def _compiled_next(function, further):
     scope = {"np": np}
     exec("\n".join(lines), scope)
 
-    @overload(function, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+    @overload_part(function, fastmath=FASTMATH, error_model="numpy")
     def _next(f, at):
         return scope["read"] if isinstance(f, types.BaseNamedTuple) else lambda f, at: f
 
@@ -178,7 +178,7 @@ def now(clock, at, like):
     return np.asarray(like).dtype.type(times[CLOCK + at.step] if unequal else times[0] + times[1] * at.step)
 
 
-@overload(now, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+@overload_part(now, fastmath=FASTMATH, error_model="numpy")
 def _now(clock, at, like):
     kind = np.float32 if like == types.float32 else np.float64
 

@@ -25,6 +25,8 @@ from numba.core import cgutils
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
 from numba.extending import intrinsic
 
+from fastdiff.kernels._part import AS_PART
+
 FASTMATH = {"contract", "nsz"}  # not True: NaN must stay visible
 FLAGS = dict(nogil=True, error_model="numpy", boundscheck=False)
 
@@ -178,7 +180,7 @@ def kernel(fastmath=True):
     """Decorator: `njit` with fastdiff's flags, cached on disk where a folder can be written."""
 
     def wrap(function):
-        dispatcher = njit(fastmath=FASTMATH if fastmath else False, **FLAGS)(function)
+        dispatcher = njit(fastmath=FASTMATH if fastmath else False, no_cfunc_wrapper=True, **FLAGS)(function)
         try:
             dispatcher._cache = _RuleCache(function)
         except RuntimeError:
@@ -188,7 +190,7 @@ def kernel(fastmath=True):
     return wrap
 
 
-inner = njit(**FLAGS)  # a part of a kernel, compiled and cached with it; no contraction
+inner = njit(**FLAGS, **AS_PART)  # a part of a kernel, compiled and cached with it; no contraction
 
 
 # -- atomics on an int64 array -----------------------------------------------------------------------------------

@@ -40,7 +40,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from fastdiff.kernels._edges import (
     ABSENT,
@@ -78,6 +77,7 @@ from fastdiff.kernels._jit import (
     take_from,
     wide_vectors,
 )
+from fastdiff.kernels._part import overload_part
 
 STEADY, BY_LEVEL, BY_ROW = 0, 1, 2  # what `ends_vary` says
 CALLED = 3  # at the end of a row: a ghost whose g is a compiled function
@@ -115,7 +115,7 @@ def change(p, u, at):
     return type(p).change(p, u, at)
 
 
-@overload(change, jit_options={"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True})
+@overload_part(change, fastmath=FASTMATH, error_model="numpy", forceinline=True)
 def _change(p, u, at):
     return _method(p.instance_class, "change")
 
@@ -129,7 +129,7 @@ def cell(p, u, at):
     return u.c + new if components_of(rule) == 1 else tuple(old.c + add for old, add in zip(u, new))
 
 
-@overload(cell, jit_options={"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True})
+@overload_part(cell, fastmath=FASTMATH, error_model="numpy", forceinline=True)
 def _cell(p, u, at):
     rule = p.instance_class
     if hasattr(rule, "cell"):
@@ -162,7 +162,7 @@ def kept_of(p):
     return kept_by(type(p))
 
 
-@overload(kept_of)
+@overload_part(kept_of)
 def _kept_of(p):
     count = np.int64(kept_by(p.instance_class))
     return lambda p: count
@@ -208,7 +208,7 @@ def sample_of(p, b):
     return type(p)(*map(pick, p))
 
 
-@overload(sample_of)
+@overload_part(sample_of)
 def _sample_of(p, b):
     if p.instance_class is Clock:
         return lambda p, b: p
@@ -236,7 +236,7 @@ def settled(p, step):
     return rule.settle(p, step) if hasattr(rule, "settle") else p
 
 
-@overload(settled, jit_options={"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True})
+@overload_part(settled, fastmath=FASTMATH, error_model="numpy", forceinline=True)
 def _settled(p, step):
     return getattr(p.instance_class, "settle", lambda p, step: p)
 
@@ -306,7 +306,7 @@ def _scope(stores):
     return scope | {f"take{k}": take_from(k, stores) for k in range(stores)}
 
 
-@overload(update_rows, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+@overload_part(update_rows, fastmath=FASTMATH, error_model="numpy")
 def _update_rows(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, kept, h, hcs, rows, lo, hi, step, i0, i1, di0,
                  di1, origin):
     count, own = components_of(p.instance_class), kept_by(p.instance_class)
@@ -337,7 +337,7 @@ def _update_rows(p, dst, d, dcs, drs, src, s, m0, p0, m1, p1, scs, srs, kept, h,
     return scope["update"]
 
 
-@overload(update_pair, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+@overload_part(update_pair, fastmath=FASTMATH, error_model="numpy")
 def _update_pair(p, dst, d0, d1, dcs, src, below, s0, s1, above, scs, kept, h0, h1, hcs, lo, hi, step, i0, i1, origin):
     count, own = components_of(p.instance_class), kept_by(p.instance_class)
     near, pick = count - own, "" if count == 1 else "[{}]"
@@ -369,7 +369,7 @@ def _update_pair(p, dst, d0, d1, dcs, src, below, s0, s1, above, scs, kept, h0, 
     return scope["update"]
 
 
-@overload(march_line, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+@overload_part(march_line, fastmath=FASTMATH, error_model="numpy")
 def _march_line(p, e, b, C, buf, new, old, stride, lo, hi, right, levels, step, origin, low, high, wrap, vary, n2):
     count = components_of(p.instance_class)
     stars = [_LINE.format(f"k{c}") for c in range(count)]

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload, register_jitable
+from numba.extending import intrinsic, overload
 
 from fastdiff.kernels._jit import FASTMATH, inline_here
+from fastdiff.kernels._part import callable_part, overload_part
 
 _OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy"}
 
@@ -128,7 +129,7 @@ def _select(typingctx, condition, yes, no):
     return yes(types.boolean, yes, yes), codegen
 
 
-@overload(select, jit_options=_OPTIONS)
+@overload_part(select, **_OPTIONS)
 def _select_compiled(condition, yes, no):
     return lambda condition, yes, no: _select(condition, yes, no)
 
@@ -207,7 +208,7 @@ def _polynomial(F, *coefficients):
     return _part(scope["polynomial"])
 
 
-_part = register_jitable(**_OPTIONS)
+_part = callable_part(**_OPTIONS)
 
 
 def _exp_for(F, less=0):
@@ -517,7 +518,9 @@ def _made(function, F):
 
 
 def _register(function):
-    @overload(function, jit_options=_OPTIONS)
+    ours = function in (sigmoid, sin, cos, tan, cbrt)  # CUDA's own reduce large angles in float64 and in local memory
+
+    @overload_part(function, cuda=ours and function is not sigmoid, **_OPTIONS)
     def cpu(x):
         if isinstance(x, types.Integer | types.Boolean):
             made = _made(function, np.float64)
@@ -525,7 +528,7 @@ def _register(function):
         if x in (types.float32, types.float64):
             return _made(function, np.float32 if x == types.float32 else np.float64)
 
-    if function not in (sigmoid, sin, cos, tan, cbrt):  # CUDA's own reduce large angles in float64 and in local memory
+    if not ours:
         library = getattr(math, function.__name__)
 
         @overload(function, target="cuda")
@@ -538,7 +541,7 @@ for _function in _MAKERS:
         _register(_function)
 
 
-@overload(sqrt, jit_options=_OPTIONS)
+@overload_part(sqrt, **_OPTIONS)
 def _sqrt(x):
     return lambda x: math.sqrt(x)
 
@@ -553,7 +556,7 @@ def _sigmoid_cuda(x):
     return impl
 
 
-@overload(power, jit_options=_OPTIONS)
+@overload_part(power, cuda=False, **_OPTIONS)
 def _power_cpu(x, p):
     if x == p and x in (types.float32, types.float64):
         return _made(power, np.float32 if x == types.float32 else np.float64)

@@ -22,6 +22,7 @@ from numba import types
 from numba.extending import overload
 
 from fastdiff.kernels._jit import FASTMATH
+from fastdiff.kernels._part import AS_PART
 
 OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy"}
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # multipliers
@@ -31,7 +32,7 @@ _LOW, _HIGH = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 def compiled(choose, function) -> None:
     """Let kernels call `function`; inlined on the CPU: a call would keep the loop around it from using vectors."""
-    overload(function, inline="always", jit_options=OPTIONS, strict=False, target="cpu")(choose)
+    overload(function, jit_options={**OPTIONS, **AS_PART, "forceinline": True}, strict=False, target="cpu")(choose)
     overload(function, jit_options=OPTIONS, strict=False, target="cuda")(choose)
 
 

@@ -10,10 +10,9 @@ Both are local to a cell. Splitting methods use the first, implicit steps and ad
 
 from typing import Any
 
-from numba.extending import overload
-
 from fastdiff.kernels._jit import FASTMATH
 from fastdiff.kernels._march import _method
+from fastdiff.kernels._part import overload_part
 
 _OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True}
 
@@ -23,7 +22,7 @@ def react(p, u, at) -> Any:
     return type(p).react(p, u, at)
 
 
-@overload(react, jit_options=_OPTIONS)
+@overload_part(react, **_OPTIONS)
 def _react(p, u, at):
     return _method(p.instance_class, "react")
 
@@ -33,7 +32,7 @@ def jacobian(p, u, at) -> Any:
     return type(p).jacobian(p, u, at)
 
 
-@overload(jacobian, jit_options=_OPTIONS)
+@overload_part(jacobian, **_OPTIONS)
 def _jacobian(p, u, at):
     return _method(p.instance_class, "jacobian")
 

@@ -35,7 +35,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from fastdiff.kernels._edges import (
     ABSENT,
@@ -70,6 +69,7 @@ from fastdiff.kernels._jit import (
     wide_vectors,
 )
 from fastdiff.kernels._march import LANES, At, Star, cell, components_of, hold_rows, sample_of
+from fastdiff.kernels._part import overload_part
 
 
 def _star_fields(reach):
@@ -123,7 +123,7 @@ def update_wide(p, dst, d, cs, src, rows, pitch, lo, hi, step, i0, i1, origin):
     raise NotImplementedError("compiled only: its source is made for the rule")
 
 
-@overload(update_wide, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+@overload_part(update_wide, fastmath=FASTMATH, error_model="numpy")
 def _update_wide(p, dst, d, cs, src, rows, pitch, lo, hi, step, i0, i1, origin):
     near, count = near_of(p), components_of(p.instance_class)
 

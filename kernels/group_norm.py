@@ -24,6 +24,7 @@ from fastdiff.kernels import _cuda
 from fastdiff.kernels._contract import Kernel, Launch
 from fastdiff.kernels._jit import FASTMATH, FLAGS, inner, kernel, wide_vectors
 from fastdiff.kernels._math import exp
+from fastdiff.kernels._part import AS_PART
 from fastdiff.kernels._pointwise import CHUNK, dtype_of, flat, launch, like, line, workers_for
 from fastdiff.kernels._run import SECOND, THIRD
 from fastdiff.kernels._stream import fetch, finish_stream, stream
@@ -81,7 +82,7 @@ TILE = 1024  # numbers that are finished in L1 before they are written
 HELD = SECOND // 2  # bytes of a group whose slopes are kept in cache between the two sweeps of the backward pass
 AROUND = THIRD  # bytes of input and result from which on the result goes past the caches
 
-_sum = njit(fastmath={*FASTMATH, "reassoc"}, **FLAGS)  # one order, fixed when compiled; NaN stays visible
+_sum = njit(fastmath={*FASTMATH, "reassoc"}, **FLAGS, **AS_PART)  # one order, fixed when compiled; NaN stays visible
 
 
 @_sum

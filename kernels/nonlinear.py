@@ -26,13 +26,13 @@ appendix D, for R(u) of diffusion and sorption.
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.extending import overload
 
 from fastdiff.kernels._contract import Kernel
 from fastdiff.kernels._edges import Side, hold, make_edges, pad
 from fastdiff.kernels._fields import Cells, here, next0, next1, next2
 from fastdiff.kernels._jit import FASTMATH
 from fastdiff.kernels._march import change
+from fastdiff.kernels._part import overload_part
 from fastdiff.kernels._run import march
 
 
@@ -41,7 +41,7 @@ def law(p, u):
     return type(p).value(p, u)
 
 
-@overload(law, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+@overload_part(law, fastmath=FASTMATH, error_model="numpy")
 def _law(p, u):
     return p.instance_class.value
 
@@ -52,7 +52,7 @@ def _at_face(name):
     def at_face(p, u, at) -> Any:
         return getattr(type(p), name)(p, u, at) if hasattr(type(p), name) else law(p, u)
 
-    @overload(at_face, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+    @overload_part(at_face, fastmath=FASTMATH, error_model="numpy")
     def _compiled(p, u, at):
         if hasattr(p.instance_class, name):
             return getattr(p.instance_class, name)

@@ -46,6 +46,7 @@ from numba import njit
 from fastdiff.kernels._contract import Kernel, Launch
 from fastdiff.kernels._jit import FASTMATH, FLAGS, kernel, wide_vectors
 from fastdiff.kernels._math import exp
+from fastdiff.kernels._part import AS_PART
 from fastdiff.kernels._philox import everywhere, minus_two_log, normal_pair, philox, split, uniform
 from fastdiff.kernels._threads import default_threads, together
 
@@ -198,7 +199,7 @@ def hour(a, b, spread, normal, share):
 
 # -- the CPU: LANES walkers side by side -------------------------------------------------------------------------------
 
-_part = njit(fastmath=FASTMATH, no_cpython_wrapper=True, no_cfunc_wrapper=True, **FLAGS)  # called by kernels alone
+_part = njit(fastmath=FASTMATH, **FLAGS, **AS_PART)  # called by kernels alone
 _LANES, _LOW, _WORD = np.uint64(LANES), np.uint64(0xFFFFFFFF), np.uint64(32)
 # Rows of the scratch memory, LANES numbers each; a row for each axis begins at these.
 _HERE, _NEXT, _DRIFT, _NORMAL, _CONTACT = 0, 3, 6, 9, 13

@@ -26,6 +26,7 @@ from numba import njit
 
 from fastdiff.kernels._contract import Kernel, Launch
 from fastdiff.kernels._jit import FASTMATH, FLAGS, inner, kernel, wide_vectors
+from fastdiff.kernels._part import AS_PART
 from fastdiff.kernels._pointwise import CHUNK, dtype_of, flat, grid_for, launch, like, line, workers_for
 from fastdiff.kernels._team import counters, entry_of, next_piece, number_of, run, together
 from fastdiff.kernels._threads import scratch
@@ -184,7 +185,7 @@ def run_step(counter, u, m, without, old, noise, k, words, z, out, data, size, g
             begin += part
 
 
-_sum = njit(fastmath={*FASTMATH, "reassoc"}, **FLAGS)  # one order, fixed when compiled; NaN stays visible
+_sum = njit(fastmath={*FASTMATH, "reassoc"}, **FLAGS, **AS_PART)  # one order, fixed when compiled; NaN stays visible
 
 
 @_sum

@@ -76,7 +76,25 @@ def copy(a):
 
 def empty_like(a):
     """An uninitialised array of the same kind."""
-    return np.empty_like(a) if isinstance(a, np.ndarray) else a.new_empty(a.shape)
+    if isinstance(a, np.ndarray):
+        return np.empty_like(a)
+    from fastdiff.kernels._cuda import empty_like as make
+
+    return make(a)
+
+
+def stream_of(u):
+    """The stream on which work on a device array is queued: torch's current one for a tensor."""
+    if not is_tensor(u):
+        return None
+    import torch
+
+    return torch.cuda.current_stream(u.device).cuda_stream
+
+
+def place_of(u) -> str:
+    """Where an array is: "cpu", or the name of its GPU."""
+    return "cpu" if isinstance(u, np.ndarray) else str(u.device) if is_tensor(u) else "cuda"
 
 
 def march(rule, u, edges, steps, **how):
@@ -85,8 +103,55 @@ def march(rule, u, edges, steps, **how):
         from fastdiff.kernels._run import march as run
 
         return run(rule, u, edges, steps, **how)
-    import torch
-
     from fastdiff.kernels._march_cuda import march_cuda
 
-    return march_cuda(rule, u, edges, steps, stream=torch.cuda.current_stream(u.device).cuda_stream, **how)
+    return march_cuda(rule, u, edges, steps, stream=stream_of(u), **how)
+
+
+def hold(u, edges):
+    """Set the held cells of a state to their values at the first time level, in place."""
+    if isinstance(u, np.ndarray):
+        from fastdiff.kernels._edges import hold as run
+
+        return run(u, edges, 0)
+    from fastdiff.kernels._state_cuda import hold_cuda
+
+    return hold_cuda(u, edges, 0, stream_of(u))
+
+
+def assign(target, source):
+    """Copy a state into another one."""
+    if isinstance(source, np.ndarray):
+        target[...] = source
+        return target
+    from fastdiff.kernels._state_cuda import copy_cuda
+
+    return copy_cuda(source, target, stream_of(source))
+
+
+def accumulate(u, x, scale, threads=None):
+    """u += scale * x."""
+    if isinstance(u, np.ndarray):
+        from fastdiff.kernels.tridiagonal import accumulate as run
+
+        return run(u, x, scale, threads)
+    from fastdiff.kernels._state_cuda import accumulate_cuda
+
+    return accumulate_cuda(u, x, scale, stream_of(u))
+
+
+def systems(like):
+    """The class of tridiagonal systems for states like this one."""
+    if isinstance(like, np.ndarray):
+        from fastdiff.kernels.tridiagonal import Systems
+
+        return Systems
+    from fastdiff.kernels._tridiagonal_cuda import SystemsCuda
+
+    return SystemsCuda
+
+
+def solve_lines(system, r, scale=None):
+    """Solve tridiagonal systems in place."""
+    how = {} if isinstance(r, np.ndarray) else {"stream": stream_of(r)}
+    return system.solve(r, out=r, scale=scale, **how)

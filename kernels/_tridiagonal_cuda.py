@@ -228,6 +228,10 @@ def launches(dtype, each, cyclic):
         else:
             yield Launch(f"forward, {kind}", eliminate, (x, x, x, x, x, x, 1, 1, 1, 1, one, one, one), block)
             yield Launch(f"backward, {kind}", substitute, (x, x, 1, 1, 1, 1, one), block)
+    if not (each or cyclic):  # what an implicit step needs besides
+        from fastdiff.kernels import _state_cuda
+
+        yield from _state_cuda.launches(dtype)
 
 
 __all__ = ["SystemsCuda", "launches"]

@@ -28,7 +28,7 @@ from numba import types
 from fastdiff.kernels import heat, variable
 from fastdiff.kernels._adjoint import TERMS, march_adjoint, pull_rows
 from fastdiff.kernels._contract import Kernel
-from fastdiff.kernels._edges import _SPACE, GHOST, HEAD, HOLD, ITEMS, PERIODIC, Side, hold, make_edges, pad
+from fastdiff.kernels._edges import _SPACE, ABSENT, GHOST, HEAD, HOLD, ITEMS, PERIODIC, Side, hold, make_edges, pad
 from fastdiff.kernels._fields import Cells, here, lowered, next0, next1, next2
 from fastdiff.kernels._jit import inner
 from fastdiff.kernels._march import sample_of
@@ -296,6 +296,31 @@ def cpu(u, cot, weights, edges, steps, family, decay=None, source=None, out=None
     return found if out is None else _filled(out, found)
 
 
+def cuda(u, cot, weights, edges, steps, family, decay=None, source=None, out=None, stream=None, **how):
+    """The transposed march on the GPU, from and to NumPy arrays; `how` as in `march_adjoint_cuda`."""
+    from fastdiff.kernels import _cuda
+    from fastdiff.kernels._adjoint_cuda import march_adjoint_cuda, to_host
+
+    _cuda.require_device()
+    rule, back = _rules(u, weights, edges, family, decay, source)
+    there = [_cuda.toolkit().to_device(np.ascontiguousarray(a)) for a in (u, cot)]
+    found = march_adjoint_cuda(rule, back, *there, edges, steps, stream=stream, **how)
+    found = to_host(found, u.ndim - 2, type(back).grads)
+    return found if out is None else _filled(out, found)
+
+
+def _ptx(family, ndim, more):
+    def launches(dtype):
+        from fastdiff.kernels._adjoint_cuda import launches as made
+
+        inputs = _sample(family, ndim, more)((4,) * ndim, dtype, np.random.default_rng(0))
+        _, back = _rules(inputs["u"], inputs["weights"], inputs["edges"], family, inputs.get("decay"),
+                         inputs.get("source"))
+        return made(lowered(back, (ABSENT,) * 3, (4, 4, 4), 0), inputs["edges"], dtype)
+
+    return launches
+
+
 def transposed(weights, edges, dtype, decay=None):
     """(rule, sides) of the transpose by the start: weights and decay as in kernels/variable.py, with the walls in them.
 
@@ -402,8 +427,9 @@ def _machine_code(family, ndim, more):
 def _kernel(family, ndim, more=()):
     terms = _count(family, ndim) + len(more)
     name = f"adjoint_{family}_{ndim}d" + "".join(f"_{n}" for n, _ in more)
-    return Kernel(name=name, reference=reference, cpu=cpu, sample=_sample(family, ndim, more), outputs=_outputs,
-                  ndim=ndim, machine_code=_machine_code(family, ndim, more), order=(2, 1),
+    return Kernel(name=name, reference=reference, cpu=cpu, cuda=cuda, ptx=_ptx(family, ndim, more),
+                  sample=_sample(family, ndim, more), outputs=_outputs, ndim=ndim,
+                  machine_code=_machine_code(family, ndim, more), order=(2, 1),
                   bytes_per_cell=5 + 2 * terms + (0 if family == RATES else ndim), flops_per_cell=12 * ndim + 4 * terms,
                   tolerance=16)
 

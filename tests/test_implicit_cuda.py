@@ -84,23 +84,6 @@ def test_held_cells_are_set_in_place(rng):
     np.testing.assert_array_equal(there.copy_to_host(), hold(u.copy(), edges, 0) + 0.25 * x)
 
 
-def test_walls_of_their_own_for_each_sample_may_change_in_time():
-    """Each sample has its own amplitude; the batch must be what its samples are alone."""
-    grid = fd.Grid((7, 6))
-    u = np.random.default_rng(0).random((3, 7, 6))
-    scale = np.array([0.5, 1.0, 2.0])
-
-    def solved(u, boundary):
-        return fd.solve(fd.Heat(0.3), u, grid, 0.2, dt=0.02, method="crank_nicolson", boundary=boundary).final
-
-    def walls(s):
-        return {"x": (fd.Dirichlet(f"{s}*sin(t)*(1+y)"), fd.Neumann(0.0))}
-
-    alone = [solved(u[k], walls(s)) for k, s in enumerate(scale)]
-    again = [solved(u[k : k + 1], walls(s))[0] for k, s in enumerate(scale)]
-    np.testing.assert_array_equal(alone, again)
-
-
 @pytest.mark.skipif(SIMULATED, reason="this is the simulator")
 def test_all_of_it_in_the_simulator():
     """The variable is read when Numba is imported: the simulator needs a process of its own."""

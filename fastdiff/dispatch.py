@@ -85,7 +85,7 @@ def empty_like(a):
 
 def stream_of(u):
     """The stream on which work on a device array is queued: torch's current one for a tensor."""
-    if not is_tensor(u):
+    if not is_tensor(u) or not u.is_cuda:
         return None
     import torch
 

@@ -57,9 +57,18 @@ def on_device(array) -> bool:
 
 def wrap(array):
     """A Numba device array on the memory of any device array; nothing is copied and no stream is waited for."""
-    if simulated() or hasattr(array, "copy_to_host"):
+    if hasattr(array, "copy_to_host"):
         return array
+    if simulated():
+        return _simulated(array) if hasattr(array, "detach") else array
     return toolkit().as_cuda_array(array, sync=False)
+
+
+def _simulated(tensor):
+    """A tensor on the CPU as the simulator's device array, so that what is built for torch can be tried there, too."""
+    from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
+    return FakeCUDAArray(tensor.numpy())
 
 
 def empty_like(array):

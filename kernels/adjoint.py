@@ -376,6 +376,18 @@ def march_transposed(weights, cot, edges, steps, decay=None, scheme=None, thread
     return np.ascontiguousarray(new[:, :1])
 
 
+def march_transposed_cuda(weights, cot, edges, steps, decay=None, stream=None):
+    """The same for forward Euler and a device array, on the GPU."""
+    from fastdiff.kernels._march_cuda import march_cuda
+
+    dtype = np.dtype(str(cot.dtype).removeprefix("torch."))
+    rule, sides = transposed(weights, edges, dtype, decay)
+    ndim = len(cot.shape) - 2
+    walls = make_edges(tuple(cot.shape[2:]), [edges.ints[a] == PERIODIC for a in _SPACE[ndim]], dtype, sides,
+                       batch=cot.shape[0])
+    return march_cuda(rule, cot, walls, steps, stream=stream)
+
+
 def _outputs(u, cot, weights, edges, steps, family, decay=None, source=None):
     ndim = u.ndim - 2
     terms = _count(family, ndim) + (decay is not None) + (source is not None)

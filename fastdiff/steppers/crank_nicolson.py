@@ -117,7 +117,7 @@ class CrankNicolson(Run):
             for (c, axis, end), value in values.items():
                 rhs[(slice(None), c) + (slice(None),) * axis + (-end,)] = value
         elif values:
-            sides = {key: Side(HOLD, value=np.reshape(value, (len(value), 1, -1)) if np.ndim(value) else value)
+            sides = {key: Side(HOLD, value=np.reshape(value, (np.shape(value)[0], 1, -1)) if np.ndim(value) else value)
                      for key, value in values.items()}
             dispatch.hold(rhs, make_edges(self.grid.shape, self.grid.periodic, self.dtype, sides,
                                           components=len(self.equation.names), batch=self.batch))

@@ -536,6 +536,7 @@ def stream_blocks(count, block, dtype, nonlinear=False):
     return max(1, threads // (block[0] * block[1]))
 
 
+MANY_FIELDS = 6  # numbers of a cell that a rule reads, beyond which a thread needs more than 128 registers
 HEAVY = 24  # bytes of all components of a cell, from which on a thread needs more than 128 registers
 
 
@@ -552,14 +553,14 @@ class CudaPlan(NamedTuple):
     cells: int = 1  # resident: cells a thread updates at each level
 
 
-def plan_cuda(shape, ndim, itemsize, steps, multiprocessors=_cuda.MULTIPROCESSORS, fields=False) -> CudaPlan:
-    """The plan for a state of shape (B, C, n0, n1, n2) of a grid with `ndim` axes; `fields`: the rule reads `Cells`."""
+def plan_cuda(shape, ndim, itemsize, steps, multiprocessors=_cuda.MULTIPROCESSORS, fields=0) -> CudaPlan:
+    """The plan for a state of shape (B, C, n0, n1, n2) of a grid with `ndim` axes, whose rule reads `fields` Cells."""
     _, C, _, _, n2 = shape
     if _cuda.simulated():
         return _plan_simulator(shape, ndim, steps)
     padded = _padded_rows(shape, ndim) * (n2 + 2)
-    if padded * C * itemsize <= _cuda.SHARED_BYTES:
-        threads = 128 if padded <= 512 else 256 if padded <= 2048 or C * itemsize > (4 if fields else 8) else 512
+    if padded * C * itemsize <= (_cuda.SHARED_BYTES if fields <= MANY_FIELDS else _cuda.SHARED_BYTES // 2):
+        threads = 128 if padded <= 512 else 256 if padded <= 2048 or C * itemsize > (4 if fields else 8) or fields > MANY_FIELDS else 512
         cells = min(k for k in (1, 2, 4, 6, 8, 12, 16, 24) if k * threads >= padded)
         return CudaPlan("resident", max(steps, 1), (threads, 1), (1, 1, 1), cells)
     if ndim == 1:
@@ -679,7 +680,7 @@ def march_cuda(rule, u, edges, steps, *, step=0, out=None, work=None, values=Non
         final.copy_to_device(here, stream=queue)
         return out
     ndim = len(u.shape) - 2
-    fields = count_fields(rule) > 0
+    fields = count_fields(rule)
     plan = plan or plan_cuda(here.shape, ndim, here.dtype.itemsize, steps, _cuda.multiprocessors(), fields)
     sweeps = -(-steps // plan.depth)
     if sweeps > 1 and work is None:

@@ -9,6 +9,7 @@ import copy
 import inspect
 import os
 import textwrap
+from contextlib import nullcontext
 from functools import lru_cache
 
 import numpy as np
@@ -46,6 +47,17 @@ def multiprocessors() -> int:
     if simulated():
         return MULTIPROCESSORS
     return int(toolkit().get_current_device().MULTIPROCESSOR_COUNT)
+
+
+def on(array):
+    """A context in which kernels are launched on the GPU where an array is, if it says so (torch's do)."""
+    index = getattr(getattr(array, "device", None), "index", None)
+    return toolkit().gpus[index] if isinstance(index, int) and not simulated() else nullcontext()
+
+
+def current() -> int:
+    """The number of the GPU on which kernels are launched."""
+    return 0 if simulated() else int(toolkit().get_current_device().id)
 
 
 def on_device(array) -> bool:

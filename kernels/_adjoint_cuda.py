@@ -46,7 +46,7 @@ from fastdiff.kernels._march_cuda import (
     to_device,
 )
 from fastdiff.kernels._run import space_of
-from fastdiff.kernels._state_cuda import copy_cuda, hold_cuda
+from fastdiff.kernels._state_cuda import copy_cuda, hold_cuda, resize_cuda
 
 cuda = _cuda.toolkit()
 THREADS = 128
@@ -250,18 +250,17 @@ def _zeros(like, shape):
 class _Segments:
     """Everything that segments share, on the device; its methods are those of the CPU's, for `_reverse`."""
 
-    def __init__(self, rule, back_rule, u, edges, first, want, stream):
+    def __init__(self, rule, back_rule, u, edges, stages, first, want, stream):
         refuse(rule, edges)
-        self.u, self.edges, self.first, self.stream, self.want = u, edges, first, stream, bool(want)
+        self.u, self.edges, self.stages, self.first, self.stream = u, edges, stages, first, stream
+        self.want, self.components = bool(want), components_of(type(rule))
         self.queue = _cuda.numba_stream(stream)
         self.shape, self.dtype = space_of(tuple(u.shape)), str(u.dtype).removeprefix("torch.")
         users = back_rule.components
         self.levels, self.grads = users * _registers(type(back_rule)), type(back_rule).grads
         self.rule = self._there(rule)
         self.data = self._there(back_rule), to_device(edges, self.queue), NoValues()
-        B, C, n0, n1, n2 = self.shape
-        if not users == self.levels == C:
-            raise NotImplementedError("on the GPU forward Euler alone is transposed, not the stages of an integrator")
+        B, _, n0, n1, n2 = self.shape
         self.face = max(n0 * n1, n0 * n2, n1 * n2)
         self.sums = _zeros(u, (B, max(self.grads, 1), *u.shape[2:]))
         self.walls = _zeros(u, (B, users, 6, TERMS, self.face) if want else (1, 1, 1, 1, 1))
@@ -286,32 +285,37 @@ class _Segments:
         if self.held:
             space = as_space(_cuda.wrap(l))
             self._run(self.steps[2], int(np.prod(space.shape)), self.data[1], space, _cuda.wrap(self.walls),
-                      self.shape[1], self.want)
+                      self.walls.shape[1], self.want)
         return l
 
-    def advance(self, state, at, steps, out=None):
+    def advance(self, state, at, steps):
         """The state so many steps later."""
-        return march_cuda(self.rule, state, self.edges, steps, step=self.first + at, out=out, stream=self.stream)
+        return _advance(self.rule, state, self.edges, steps, self.stages, self.first + at * self.stages, self.stream)
 
     def reverse(self, start, more, at, lengths, cot):
         """March from the state after `at` steps and those in `more`, by as many steps as `lengths` say, and back."""
-        begins = [at + sum(lengths[:m]) for m in range(len(lengths))]
+        l = self._room(cot, self.levels)
         for m in reversed(range(len(lengths))):
-            state = start if m == 0 else more[m - 1]
-            states = [state]
-            for k in range(lengths[m] - 1):
-                states.append(self.advance(states[-1], begins[m] + k, 1, self.spare.pop() if self.spare else None))
-            for k in reversed(range(lengths[m])):
-                cot = self._back(states[k], cot, self.first + begins[m] + k)
+            first, count = self.first + (at + sum(lengths[:m])) * self.stages, lengths[m] * self.stages
+            states = [self._room(start if m == 0 else more[m - 1], self.components)]
+            for k in range(count - 1):
+                spare = self.spare.pop() if self.spare else None
+                states.append(march_cuda(self.rule, states[-1], self.edges, 1, step=first + k, out=spare,
+                                         stream=self.stream))
+            for k in reversed(range(count)):
+                l = self._back(states[k], l, first + k)
             self.spare += states[1:]
-        return cot
+        return self._room(l, self.shape[1])
+
+    def _room(self, array, components):
+        """An array with so many components: those of an integrator's registers are 0 between steps."""
+        return array if array.shape[1] == components else resize_cuda(array, components, self.stream)
 
     def _back(self, state, l, step):
         """One transposed step; `l` is used up."""
         new = self.spare.pop() if self.spare else _cuda.empty_like(l)
         src, old, to = (as_space(_cuda.wrap(a)) for a in (state, l, new))
-        B, _, n0, n1, n2 = self.shape
-        cells = B * n0 * n1 * n2
+        cells = self.shape[0] * int(np.prod(self.shape[2:]))
         self._run(self.steps[0], cells, *self.data, src, old, to, as_space(_cuda.wrap(self.sums)), step)
         for side in self.open:
             self._run(self.steps[1], cells // self.shape[2 + (side >> 1)], *self.data, src, old, to,
@@ -324,33 +328,43 @@ class _Segments:
         return Adjoint(cot, self.sums, self.walls)
 
 
-def march_kept_cuda(rule, u, edges, steps, plan: Checkpoints, *, step=0, stream=None, positions=None):
+def _advance(rule, u, edges, steps, stages, step, stream):
+    """March a field some steps; registers of an integrator live in between."""
+    C, components = u.shape[1], components_of(type(rule))
+    if components == C or steps == 0:
+        return march_cuda(rule, u, edges, steps * stages, step=step, stream=stream)
+    new = march_cuda(rule, resize_cuda(u, components, stream), edges, steps * stages, step=step, stream=stream)
+    return resize_cuda(new, C, stream)
+
+
+def march_kept_cuda(rule, u, edges, steps, plan: Checkpoints, *, stages=1, step=0, stream=None, positions=None):
     """March like `march_cuda`, and keep the states that `plan` asks for: (result, list of states)."""
     positions = plan.positions(steps) if positions is None else positions
     kept, at = [], 0
     for position in positions:
-        u, at = march_cuda(rule, u, edges, position - at, step=step + at, stream=stream), position
+        u, at = _advance(rule, u, edges, position - at, stages, step + at * stages, stream), position
         kept.append(u)
-    return march_cuda(rule, u, edges, steps - at, step=step + at, stream=stream), kept
+    return _advance(rule, u, edges, steps - at, stages, step + at * stages, stream), kept
 
 
-def march_adjoint_cuda(rule, back_rule, u, cot, edges, steps, *, kept=None, plan: Checkpoints | None = None, step=0,
-                       walls=True, stream=None) -> Adjoint:
-    """The transpose of `steps` steps of forward Euler from u (B, C, *grid), applied to `cot`; device arrays.
+def march_adjoint_cuda(rule, back_rule, u, cot, edges, steps, *, kept=None, plan: Checkpoints | None = None, stages=1,
+                       step=0, walls=True, stream=None) -> Adjoint:
+    """The transpose of `steps` steps of `rule` from u (B, C, *grid), applied to `cot`; device arrays.
 
     As `march_adjoint` on the CPU; `kept` is the list of states that `march_kept_cuda` kept for `plan`.
     """
     _cuda.require_device()
-    run = _Segments(rule, back_rule, u, edges, step, walls, stream)
+    run = _Segments(rule, back_rule, u, edges, stages, step, walls, stream)
     cot = run.free(copy_cuda(cot, stream=stream))
     if steps == 0:
         return run.result(cot)
-    plan = plan_for(tuple(u.shape), np.dtype(run.dtype).itemsize, steps) if plan is None else plan
+    if plan is None:
+        plan = plan_for(tuple(u.shape), np.dtype(run.dtype).itemsize, steps, components=run.components, stages=stages)
     start = hold_cuda(copy_cuda(u, stream=stream), edges, step, stream)
     positions = plan.positions(steps)
     if kept is None:
-        kept = march_kept_cuda(run.rule, start, edges, positions[-1] if positions else 0, plan, step=step,
-                               stream=stream, positions=positions)[1]
+        kept = march_kept_cuda(run.rule, start, edges, positions[-1] if positions else 0, plan, stages=stages,
+                               step=step, stream=stream, positions=positions)[1]
     if len(positions) == -(-steps // plan.length) - 1:  # all that is needed is there
         lengths = np.diff([0, *positions, steps]).tolist()
         return run.result(run.reverse(start, kept, 0, lengths, cot))

@@ -83,11 +83,10 @@ def _simulated(tensor):
     return FakeCUDAArray(tensor.numpy())
 
 
-def empty_like(array):
+def empty_like(array, shape=None):
     """An uninitialised device array like another, from the same allocator: torch's for a torch tensor."""
-    if hasattr(array, "new_empty"):
-        return array.new_empty(tuple(array.shape))
-    return toolkit().device_array(tuple(array.shape), array.dtype)
+    shape = tuple(array.shape) if shape is None else tuple(shape)
+    return array.new_empty(shape) if hasattr(array, "new_empty") else toolkit().device_array(shape, array.dtype)
 
 
 def numba_stream(stream):

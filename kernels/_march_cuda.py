@@ -434,9 +434,9 @@ def holds_any(e, count):
 
 
 @register_jitable
-def piece_of(e, n2, tiles, levels):
+def piece_of(e, block, n2, tiles, levels):
     """Sample, own cells, cells with halos of a block's piece of a line, and whether it has the ends of the domain."""
-    tile, b = cuda.blockIdx.x % tiles, cuda.blockIdx.x // tiles
+    tile, b = block % tiles, block // tiles
     lo, hi = tile * n2 // tiles, (tile + 1) * n2 // tiles
     bound2 = axis_kind(e, 2) == BOUNDED
     halo = levels if tiles > 1 else 0
@@ -452,7 +452,7 @@ def resident(p, e, values, src, dst, tiles, levels, step):
     """Kernel: march one sample, or a piece of a line, in shared memory. Free names: count, cells, threads, number."""
     n0, n1, n2 = src.shape[2], src.shape[3], src.shape[4]
     me = cuda.threadIdx.x
-    b, lo, hi, first, last, low, high = piece_of(e, n2, tiles, levels)
+    b, lo, hi, first, last, low, high = piece_of(e, cuda.blockIdx.x, n2, tiles, levels)
     width = last - first
     g0, g1 = 0 if axis_kind(e, 0) == ABSENT else 1, 0 if axis_kind(e, 1) == ABSENT else 1
     pitch = width + 2

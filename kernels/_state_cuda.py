@@ -1,4 +1,4 @@
-"""What is done to whole states on the GPU besides marching them: held cells set, a multiple of another state added.
+"""What is done to whole states on the GPU besides marching them: held cells set, another state added, registers.
 
 Importing this file imports numba.cuda; import it inside the function that needs it.
 """
@@ -37,9 +37,19 @@ def added(u, x, scale):
         u[np.uint64(index)] += scale * x[np.uint64(index)]
 
 
+def resized(src, dst):
+    """Kernel: the components of `dst` are those of `src`, and 0 behind them; both (B, components, cells)."""
+    index = cuda.grid(1)
+    if index < dst.shape[0] * dst.shape[1] * dst.shape[2]:
+        k, index = index % dst.shape[2], index // dst.shape[2]
+        c, b = index % dst.shape[1], index // dst.shape[1]
+        value = src[np.uint64(b), np.uint64(min(c, src.shape[1] - 1)), np.uint64(k)]
+        dst[np.uint64(b), np.uint64(c), np.uint64(k)] = value if c < src.shape[1] else dst.dtype.type(0)
+
+
 @lru_cache(maxsize=4)
 def _kernels():
-    return _cuda.specialised(held, threads=THREADS), _cuda.specialised(added, threads=THREADS)
+    return tuple(_cuda.specialised(f, threads=THREADS) for f in (held, added, resized))
 
 
 def _launch(kernel, cells, queue, *arguments):
@@ -70,15 +80,25 @@ def copy_cuda(source, target=None, stream=None):
     return target
 
 
+def resize_cuda(u, components, stream=None):
+    """A copy of a device array (B, C, *grid) with other components: the first of them, or with zeros behind."""
+    new = _cuda.empty_like(u, (u.shape[0], components, *u.shape[2:]))
+    source, target = (_cuda.wrap(a.reshape(a.shape[0], a.shape[1], -1)) for a in (u, new))
+    _launch(_kernels()[2], int(np.prod(target.shape)), _cuda.numba_stream(stream), source, target)
+    return new
+
+
 def launches(dtype):
     """What the PTX gate compiles."""
     from fastdiff.kernels._contract import Launch
     from fastdiff.kernels._edges import make_edges
 
     state, line, scale = np.zeros((1,) * 5, dtype), np.zeros(1, dtype), np.dtype(dtype).type(1)
-    set_, add = _kernels()
+    set_, add, resize = _kernels()
+    lines = np.zeros((1,) * 3, dtype)
     yield Launch("held", set_, (make_edges((4,), [False], dtype), NoValues(), state, 0), (THREADS, 1))
     yield Launch("added", add, (line, line, scale), (THREADS, 1))
+    yield Launch("resized", resize, (lines, lines), (THREADS, 1))
 
 
-__all__ = ["accumulate_cuda", "copy_cuda", "hold_cuda", "launches"]
+__all__ = ["accumulate_cuda", "copy_cuda", "hold_cuda", "launches", "resize_cuda"]

@@ -361,31 +361,37 @@ def _varies(edges, ndim):
     return any(edges.ints[HEAD + (2 * _SPACE[ndim][k // 2] + k % 2) * ITEMS + 7] for k in range(2 * ndim))
 
 
-def march_transposed(weights, cot, edges, steps, decay=None, scheme=None, threads=None, out=None):
-    """The gradient by the start (B, 1, *grid) of a linear march, from that by its result; `scheme` of an integrator."""
-    rule, sides = transposed(weights, edges, cot.dtype, decay)
-    ndim, registers = cot.ndim - 2, 1 if scheme is None else scheme.registers
+def _transposed_march(weights, cot, edges, decay, scheme):
+    """The rule and the walls of `march_transposed`."""
+    dtype, ndim = np.dtype(str(cot.dtype).removeprefix("torch.")), len(cot.shape) - 2
+    rule, sides = transposed(weights, edges, dtype, decay)
+    registers = 1 if scheme is None else scheme.registers
     periodic = [edges.ints[a] == PERIODIC for a in _SPACE[ndim]]
     if scheme is not None:
         sides = sides_of(sides, 1, registers, [k for k in range(ndim) if not periodic[k]])
-        rule = staged(scheme, rule, cot.dtype)
-    walls = make_edges(cot.shape[2:], periodic, cot.dtype, sides, components=registers, batch=len(cot))
+        rule = staged(scheme, rule, dtype)
+    return rule, make_edges(tuple(cot.shape[2:]), periodic, dtype, sides, components=registers, batch=cot.shape[0])
+
+
+def march_transposed(weights, cot, edges, steps, decay=None, scheme=None, threads=None, out=None):
+    """The gradient by the start (B, 1, *grid) of a linear march, from that by its result; `scheme` of an integrator."""
+    rule, walls = _transposed_march(weights, cot, edges, decay, scheme)
     if scheme is None:
         return march(rule, cot, walls, steps, threads=threads, out=out)
-    new = march(rule, spread(cot, registers), walls, steps * scheme.stages, threads=threads)
+    new = march(rule, spread(cot, scheme.registers), walls, steps * scheme.stages, threads=threads)
     return np.ascontiguousarray(new[:, :1])
 
 
-def march_transposed_cuda(weights, cot, edges, steps, decay=None, stream=None):
-    """The same for forward Euler and a device array, on the GPU."""
+def march_transposed_cuda(weights, cot, edges, steps, decay=None, scheme=None, stream=None):
+    """The same for a device array, on the GPU."""
     from fastdiff.kernels._march_cuda import march_cuda
+    from fastdiff.kernels._state_cuda import resize_cuda
 
-    dtype = np.dtype(str(cot.dtype).removeprefix("torch."))
-    rule, sides = transposed(weights, edges, dtype, decay)
-    ndim = len(cot.shape) - 2
-    walls = make_edges(tuple(cot.shape[2:]), [edges.ints[a] == PERIODIC for a in _SPACE[ndim]], dtype, sides,
-                       batch=cot.shape[0])
-    return march_cuda(rule, cot, walls, steps, stream=stream)
+    rule, walls = _transposed_march(weights, cot, edges, decay, scheme)
+    if scheme is None:
+        return march_cuda(rule, cot, walls, steps, stream=stream)
+    wide = resize_cuda(cot, scheme.registers, stream)
+    return resize_cuda(march_cuda(rule, wide, walls, steps * scheme.stages, stream=stream), 1, stream)
 
 
 def _outputs(u, cot, weights, edges, steps, family, decay=None, source=None):

@@ -58,9 +58,6 @@ def _march_cpu(u, numbers, key, start, steps, keep):
 def _ready_cuda(u, numbers, key, start, steps):
     """As `_ready`, with boundaries as a GPU wants them; coefficients are made ready on the host."""
     layout = LAYOUTS[key]
-    if layout.problem.scheme is not None:
-        raise NotImplementedError(f'on a GPU the march of method="euler" is differentiable, not that of '
-                                  f'"{layout.problem.method}": take method="euler", or pass u.cpu()')
     u, *numbers = _all(u.cpu(), *(n.cpu() for n in numbers))
     faces = layout.faces(numbers, len(u), u.dtype)
     edges = layout.edges(numbers, u, start, steps, faces, tables=True)
@@ -74,8 +71,9 @@ def _march_cuda(u, numbers, key, start, steps, keep):
     layout, host, numbers, faces, edges, rule = _ready_cuda(u, numbers, key, start, steps)
     layout.check(numbers, faces.stiffness)
     refuse(rule, edges)
-    plan = _plan(layout, host.shape, host.itemsize, steps)[1]
-    new, kept = march_kept_cuda(rule, u, edges, steps, plan if keep else plan._replace(count=0), stream=stream_of(u))
+    stages, plan = _plan(layout, host.shape, host.itemsize, steps)
+    new, kept = march_kept_cuda(rule, u, edges, steps, plan if keep else plan._replace(count=0), stages=stages,
+                                stream=stream_of(u))
     if not bool(torch.isfinite(new).all()):
         raise _diverged(layout, steps)
     return new, torch.stack(kept) if kept else u.new_empty((0, *u.shape))
@@ -89,12 +87,12 @@ def _adjoint_cuda(cot, u, kept, numbers, key, start, steps, wanted):
     layout, host, values, faces, edges, rule = _ready_cuda(u, numbers, key, start, steps)
     if layout.problem.linear and not any(wanted):
         weights, decay = layout.weights(values)
-        by_start = march_transposed_cuda(weights, cot, edges, steps, decay, stream_of(u))
+        by_start = march_transposed_cuda(weights, cot, edges, steps, decay, layout.problem.scheme, stream_of(u))
         return [by_start, *(n.new_empty(0) for n in numbers)]
-    plan = _plan(layout, host.shape, host.itemsize, steps)[1]
+    stages, plan = _plan(layout, host.shape, host.itemsize, steps)
     back = layout.back(values, edges, len(host), host.dtype, wanted)
     states = list(kept) if len(kept) == len(plan.positions(steps)) else None
-    found = march_adjoint_cuda(rule, back, u, cot, edges, steps, kept=states, plan=plan,
+    found = march_adjoint_cuda(rule, back, u, cot, edges, steps, kept=states, plan=plan, stages=stages,
                                walls=layout.needs_walls(faces, wanted), stream=stream_of(u))
     found = to_host(found, u.ndim - 2, type(back).grads)
     by_start, by_numbers = layout.gradients(found, values, wanted, host, faces, edges)
@@ -270,7 +268,7 @@ def march(equation, u, grid, *, steps: int, dt=None, boundary=None, method: str 
     u           (*grid), (B, *grid) or (B, 1, *grid); of several components (C, *grid) or (B, C, *grid); float32 or 64
     parameters  tensors by name that replace those of the equation and the boundary: see `fd.nn.Solver`
     dt          of one step; default: a safe one for the equation as given
-    method      "euler", "rk4" or "rkl2"; on a GPU "euler" alone, and no boundary value that depends on u
+    method      "euler", "rk4" or "rkl2"; on a GPU no boundary value may depend on u
     memory      bytes for states that the backward pass needs; default: about 2 sqrt(steps) states, and every step is
                 computed twice; with less, more often
     returns     the field after the steps, of u's shape

@@ -96,7 +96,7 @@ def predict(entry: Resources, flops: float, steps: int = 1000) -> Prediction:
 
     ndim, C, size = len(entry.shape), entry.components, 4 if entry.dtype == "float32" else 8
     space = (1, C, *{1: (1, 1, *entry.shape), 2: (entry.shape[0], 1, entry.shape[-1]), 3: entry.shape}[ndim])
-    plan = march.plan_cuda(space, ndim, size, steps, MULTIPROCESSORS, fields=entry.fields > 0)
+    plan = march.plan_cuda(space, ndim, size, steps, MULTIPROCESSORS, fields=entry.fields)
     blocks = occupancy(entry)
     places, wanted = MULTIPROCESSORS * blocks, plan.tiles[0] * plan.tiles[1] * plan.tiles[2]
     if plan.schedule == "resident" and plan.tiles[2] == 1:

@@ -130,8 +130,8 @@ def measure(name, rule, edges, shape, dtype, values=None) -> list[Resources]:
 
     count, ndim, size = components_of(type(rule)), len(shape), np.dtype(dtype).itemsize
     space = (1, count, *{1: (1, 1, *shape), 2: (shape[0], 1, shape[-1]), 3: shape}[ndim])
+    plan = march.plan_cuda(space, ndim, size, 1000, fields=march.count_fields(rule))
     fields = march.count_fields(rule) > 0
-    plan = march.plan_cuda(space, ndim, size, 1000, fields=fields)
     state = np.zeros((1,) * 5, dtype)
     data = (rule, edges, march.NoValues() if values is None else values, state, state)
     if plan.schedule == "resident":
@@ -204,9 +204,11 @@ def cases():
 def largest_resident(kernel, dtype) -> tuple[int, ...]:
     """The largest square or cube that fits into shared memory: most cells for each thread."""
     from fastdiff.kernels._cuda import SHARED_BYTES
+    from fastdiff.kernels._march_cuda import MANY_FIELDS, count_fields
 
-    state = kernel.sample((4,) * kernel.ndim, np.dtype(dtype), np.random.default_rng(0))["u"]
-    cells = SHARED_BYTES // (state.shape[1] * state.itemsize)
+    inputs = kernel.sample((4,) * kernel.ndim, np.dtype(dtype), np.random.default_rng(0))
+    most = SHARED_BYTES // (2 if count_fields(kernel.rule_for(inputs)) > MANY_FIELDS else 1)
+    cells = most // (inputs["u"].shape[1] * inputs["u"].itemsize)
     return (int(cells ** (1 / kernel.ndim) + 1e-9) - 2,) * kernel.ndim
 
 

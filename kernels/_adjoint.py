@@ -96,7 +96,7 @@ _OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True}
 
 def pull(p, u, l, at) -> Any:
     """What one transposed step adds to l, and to the gradients, in one cell."""
-    raise NotImplementedError("compiled only")
+    return type(p).pull(p, u, l, at)
 
 
 @overload_part(pull, **_OPTIONS)
@@ -106,7 +106,7 @@ def _pull(p, u, l, at):
 
 def edge(p, u, l, at) -> Any:
     """What falls on the neighbours of one cell, and its own l."""
-    raise NotImplementedError("compiled only")
+    return type(p).edge(p, u, l, at)
 
 
 @overload_part(edge, **_OPTIONS)
@@ -116,7 +116,10 @@ def _edge(p, u, l, at):
 
 def back(p, u, l, at) -> Any:
     """The new l of one cell and what is added to its gradients: the `back` of the class, or l and what `pull` adds."""
-    raise NotImplementedError("compiled only")
+    if hasattr(type(p), "back"):
+        return type(p).back(p, u, l, at)
+    new = pull(p, u, l, at)
+    return (*(l[c].c + new[c] for c in range(p.components)), *new[p.components :])
 
 
 @overload_part(back, **_OPTIONS)

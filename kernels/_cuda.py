@@ -9,6 +9,7 @@ import copy
 import inspect
 import os
 import textwrap
+from contextlib import nullcontext
 from functools import lru_cache
 
 import numpy as np
@@ -48,6 +49,17 @@ def multiprocessors() -> int:
     return int(toolkit().get_current_device().MULTIPROCESSOR_COUNT)
 
 
+def on(array):
+    """A context in which kernels are launched on the GPU where an array is, if it says so (torch's do)."""
+    index = getattr(getattr(array, "device", None), "index", None)
+    return toolkit().gpus[index] if isinstance(index, int) and not simulated() else nullcontext()
+
+
+def current() -> int:
+    """The number of the GPU on which kernels are launched."""
+    return 0 if simulated() else int(toolkit().get_current_device().id)
+
+
 def on_device(array) -> bool:
     """Whether an array lives on a GPU (it has `__cuda_array_interface__`, or is Numba's own device array)."""
     if isinstance(array, np.ndarray):
@@ -57,16 +69,24 @@ def on_device(array) -> bool:
 
 def wrap(array):
     """A Numba device array on the memory of any device array; nothing is copied and no stream is waited for."""
-    if simulated() or hasattr(array, "copy_to_host"):
+    if hasattr(array, "copy_to_host"):
         return array
+    if simulated():
+        return _simulated(array) if hasattr(array, "detach") else array
     return toolkit().as_cuda_array(array, sync=False)
 
 
-def empty_like(array):
+def _simulated(tensor):
+    """A tensor on the CPU as the simulator's device array, so that what is built for torch can be tried there, too."""
+    from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
+    return FakeCUDAArray(tensor.numpy())
+
+
+def empty_like(array, shape=None):
     """An uninitialised device array like another, from the same allocator: torch's for a torch tensor."""
-    if hasattr(array, "new_empty"):
-        return array.new_empty(tuple(array.shape))
-    return toolkit().device_array(tuple(array.shape), array.dtype)
+    shape = tuple(array.shape) if shape is None else tuple(shape)
+    return array.new_empty(shape) if hasattr(array, "new_empty") else toolkit().device_array(shape, array.dtype)
 
 
 def numba_stream(stream):

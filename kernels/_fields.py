@@ -69,8 +69,11 @@ class Cells:
             raise ValueError(f"{name} has numbers in {self.values.dtype}, but u is {u.dtype}")
 
     def field(self, kinds, space, depth: int, device=None) -> Field:
-        """The numbers with room for halos `depth` cells wide of a grid (n0, n1, n2); `device` moves them to a GPU."""
-        key = (tuple(kinds), tuple(space), depth, device is not None)
+        """The numbers with room for halos `depth` cells wide of a grid (n0, n1, n2).
+
+        `device` moves them to a GPU, whose number is `device.place`.
+        """
+        key = (tuple(kinds), tuple(space), depth, None if device is None else device.place)
         if key not in self._made:
             data, *rest = self._padded(kinds, space, depth if device is None else 0, 0 if device else ROOM)
             self._made[key] = Field(data if device is None else device(data), *map(np.uint64, rest))

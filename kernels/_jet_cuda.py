@@ -28,12 +28,9 @@ N, D, FIRSTS, LINEARS, ACTIVATION, LAST, JETS, TERMS, PARAMETERS, PER_BLOCK, WID
 
 
 @lru_cache(maxsize=16)
-def network_kernel(C: int, dtype: str):
-    """The kernel for C channels: forwards (mode 0), or forwards and backwards (1)."""
-    F = np.dtype(dtype).type
-    kind = F
-    zero, one, two, three, four, six, half = map(F, (0, 1, 2, 3, 4, 6, 0.5))
-    root, norm = F(1 / np.sqrt(2)), F(1 / np.sqrt(2 * np.pi))
+def _product(C: int, F):
+    """The device function of a product of a matrix with a tile of all channels."""
+    kind, zero = F, F(0)
 
     @cuda.jit(device=True)
     def product(a, at, row_step, depth_step, s, source, depth, rows, to, bias, bias_at, use):
@@ -70,6 +67,15 @@ def network_kernel(C: int, dtype: str):
                         s[to + (c * rows + r0 + first + j) * POINTS + p] = sums[j, c]
         cuda.syncthreads()
 
+    return product
+
+
+@lru_cache(maxsize=2)
+def _slopes(F):
+    """The device function of the activations."""
+    one, two, three, four, six, half = map(F, (1, 2, 3, 4, 6, 0.5))
+    root, norm = F(1 / np.sqrt(2)), F(1 / np.sqrt(2 * np.pi))
+
     @cuda.jit(device=True)
     def slopes(activation, z):
         """The activation and its first three derivatives."""
@@ -88,6 +94,14 @@ def network_kernel(C: int, dtype: str):
             return z * g, g + z * g1, two * g1 + z * g2, three * g2 + z * g3
         cdf, pdf = half + half * _math.erf(z * root), norm * _math.exp(-half * z * z)
         return z * cdf, cdf + z * pdf, pdf * (two - z * z), pdf * z * (z * z - four)
+
+    return slopes
+
+
+@lru_cache(maxsize=16)
+def _activations(C: int, F):
+    """The device functions `activate` and `deactivate`: all channels through an activation, and back."""
+    zero, slopes = F(0), _slopes(F)
 
     @cuda.jit(device=True)
     def quadratic(second, terms, factors, count, s, z, step):
@@ -138,6 +152,14 @@ def network_kernel(C: int, dtype: str):
             s[z], s[b] = value, total
         cuda.syncthreads()
 
+    return activate, deactivate
+
+
+@lru_cache(maxsize=16)
+def _moves(C: int, F):
+    """The device functions `fetch` and `move`: what comes into a tile and goes out of it."""
+    zero = F(0)
+
     @cuda.jit(device=True)
     def fetch(sizes, x, seeds, s, begin, at):
         d, n = sizes[D], sizes[N]
@@ -170,8 +192,17 @@ def network_kernel(C: int, dtype: str):
                 s[at + e] = zero
         cuda.syncthreads()
 
+    return fetch, move
+
+
+@lru_cache(maxsize=16)
+def _gradients(C: int, F):
+    """The device functions of a layer's gradient: a block's sum, or one of each point."""
+    zero = F(0)
+
     @cuda.jit(device=True)
-    def outer_add(s, bar, rows, h, columns, gradient, at):
+    def add_sum(sizes, s, bar, rows, h, columns, gradient, at, begin):
+        at += cuda.blockIdx.x * sizes[PARAMETERS]
         for e in range(cuda.threadIdx.x, rows * (columns + 1), THREADS):
             o, i = e // (columns + 1), e % (columns + 1)
             total = zero
@@ -181,6 +212,32 @@ def network_kernel(C: int, dtype: str):
                     total += b * s[h + (c * columns + i) * POINTS + q] if i < columns else b
             gradient[at + (o * columns + i if i < columns else rows * columns + o)] += total
         cuda.syncthreads()
+
+    @cuda.jit(device=True)
+    def add_each(sizes, s, bar, rows, h, columns, gradient, at, begin):
+        n = sizes[N]
+        for e in range(cuda.threadIdx.x, rows * (columns + 1) * POINTS, THREADS):
+            q, o, i = e % POINTS, e // POINTS // (columns + 1), e // POINTS % (columns + 1)
+            total = zero
+            for c in range(C if i < columns else 1):
+                b = s[bar + (c * rows + o) * POINTS + q]
+                total += b * s[h + (c * columns + i) * POINTS + q] if i < columns else b
+            if begin + q < n:
+                gradient[(at + (o * columns + i if i < columns else rows * columns + o)) * n + begin + q] = total
+        cuda.syncthreads()
+
+    return add_sum, add_each
+
+
+@lru_cache(maxsize=16)
+def network_kernel(C: int, dtype: str, each=False):
+    """The kernel for C channels: forwards (mode 0), or forwards and backwards (1).
+
+    `each`: its gradients are those of every point, (parameters, N), not sums over the points of a block.
+    """
+    F = np.dtype(dtype).type
+    product, (activate, deactivate), (fetch, move) = _product(C, F), _activations(C, F), _moves(C, F)
+    add = _gradients(C, F)[int(each)]
 
     def network(sizes, x, theta, seeds, terms, factors, cot, out, gradient, xbar, s):
         d, linears, block = sizes[D], sizes[LINEARS], cuda.blockIdx.x
@@ -219,7 +276,7 @@ def network_kernel(C: int, dtype: str):
                     product(theta, at, 1, columns, s, bar, rows, columns, other, theta, 0, False)
                 if l > 0:
                     deactivate(sizes, terms, factors, s, columns, h, other)
-                outer_add(s, bar, rows, h, columns, gradient, block * sizes[PARAMETERS] + at)
+                add(sizes, s, bar, rows, h, columns, gradient, at, begin)
                 bar, other = other, bar
             if sizes[WANT_X]:
                 if sizes[JETS]:
@@ -257,8 +314,9 @@ def _sizes(x, widths, seeds, terms, activation, last, mode, want_x):
     return C, np.array([*head, *widths], np.int64)
 
 
-def _run(x, theta, widths, seeds, terms, activation, last, mode, cot, out, gradient_out, xbar, want_x, stream):
-    """Launch on device arrays (flat ones)."""
+def _run(x, theta, widths, seeds, terms, activation, last, mode, cot, out, gradient_out, xbar, want_x, stream,
+         each=False):
+    """Launch on device arrays."""
     dtype = np.dtype(str(x.dtype).removeprefix("torch."))
     C, sizes = _sizes(x, widths, seeds, terms, activation, last, mode, want_x)
     blocks = min(-(-int(sizes[N]) // POINTS), 4 * _cuda.multiprocessors())
@@ -266,15 +324,15 @@ def _run(x, theta, widths, seeds, terms, activation, last, mode, cot, out, gradi
     dev = lambda v: cuda.to_device(np.ascontiguousarray(v), stream=queue)
     flat = lambda v: _cuda.wrap(v.reshape(-1))
     nothing = dev(np.zeros(1, dtype))
-    gradient = dev(np.zeros(blocks * int(sizes[PARAMETERS]) if mode else 1, dtype))
+    gradient = flat(gradient_out) if each else dev(np.zeros(blocks * int(sizes[PARAMETERS]) if mode else 1, dtype))
     space = cuda.device_array(blocks * int(sizes[PER_BLOCK]), dtype)
     table = dev(np.array([t[:3] for t in terms] or [(0, 0, 0)], np.int64).reshape(-1))
     factors = dev(np.array([t[3] for t in terms] or [0.0], dtype))
     directions = dev(np.asarray(seeds, dtype).reshape(-1) if len(seeds) else np.zeros(1, dtype))
-    network_kernel(C, dtype.name)[blocks, THREADS, queue](
+    network_kernel(C, dtype.name, each)[blocks, THREADS, queue](
         dev(sizes), flat(x), flat(theta), directions, table, factors, nothing if cot is None else flat(cot),
         nothing if out is None else flat(out), gradient, nothing if xbar is None else flat(xbar), space)
-    if mode:
+    if mode and not each:
         parameters = int(sizes[PARAMETERS])
         sum_kernel()[-(-parameters // 64), 64, queue](gradient, blocks, parameters, flat(gradient_out))
 
@@ -315,11 +373,26 @@ def adjoint(x, theta, widths, seeds, cot, terms=(), activation="tanh", last=Fals
     return grad, xbar
 
 
-def launches(dtype, channels):
+def jacobian(x, theta, widths, seeds, cot, terms=(), activation="tanh", out=None, stream=None):
+    """The gradient of each point's sum of cot * forward(...) by the parameters, (parameters, N), as `jet.jacobian`."""
+    _cuda.require_device()
+    shape = count(widths), x.shape[-2]
+    if not _cuda.on_device(x):
+        dx, dtheta, dcot, made = _on_device(x, theta, cot, np.empty(shape, x.dtype))
+        _run(dx, dtheta, widths, seeds, terms, activation, False, 1, dcot, None, made, None, False, stream, True)
+        host = np.empty(shape, x.dtype) if out is None else out
+        host[...] = made.copy_to_host()
+        return host
+    out = x.new_empty(shape) if out is None else out
+    _run(x, theta, widths, seeds, terms, activation, False, 1, cot, None, out, None, False, stream, True)
+    return out
+
+
+def launches(dtype, channels, each=False):
     """What the PTX gate compiles: the network for some numbers of channels, and the sum of the blocks' gradients."""
     from fastdiff.kernels._contract import Launch
 
     array, ints = np.zeros(1, dtype), np.zeros(1, np.int64)
     arguments = (ints, array, array, array, ints, array, array, array, array, array, array)
-    return [Launch(f"network, {C} channels", network_kernel(C, np.dtype(dtype).name), arguments, (THREADS, 1))
+    return [Launch(f"network, {C} channels", network_kernel(C, np.dtype(dtype).name, each), arguments, (THREADS, 1))
             for C in channels] + [Launch("sum", sum_kernel(), (array, 1, 1, array), (64, 1))]

@@ -237,7 +237,8 @@ def stream(p, e, values, src, dst, tiles0, tiles1, tiles2, levels, step):
     Free names, constants of a variant: count (components), depth (levels in flight), flat (axis 1 is absent),
     wide, high (threads along axes 2 and 1), threads (their product), number (type of the state).
 
-    Rows that are not wanted are computed too where that is cheaper than to decide; nothing reads them.
+    Rows that are not wanted are computed too where that is cheaper than to decide; nothing reads them. All in one
+    function: with the places of a block worked out in another, heat in 3-D spills registers.
     """
     n0, n1, n2 = src.shape[2], src.shape[3], src.shape[4]
     tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
@@ -432,11 +433,10 @@ def holds_any(e, count):
     return False
 
 
-def resident(p, e, values, src, dst, tiles, levels, step):
-    """Kernel: march one sample, or a piece of a line, in shared memory. Free names: count, cells, threads, number."""
-    n0, n1, n2 = src.shape[2], src.shape[3], src.shape[4]
-    me = cuda.threadIdx.x
-    tile, b = cuda.blockIdx.x % tiles, cuda.blockIdx.x // tiles
+@register_jitable
+def piece_of(e, block, n2, tiles, levels):
+    """Sample, own cells, cells with halos of a block's piece of a line, and whether it has the ends of the domain."""
+    tile, b = block % tiles, block // tiles
     lo, hi = tile * n2 // tiles, (tile + 1) * n2 // tiles
     bound2 = axis_kind(e, 2) == BOUNDED
     halo = levels if tiles > 1 else 0
@@ -445,6 +445,14 @@ def resident(p, e, values, src, dst, tiles, levels, step):
         first, last = max(first, 0), min(last, n2)
     low = first == 0 if bound2 else tiles == 1
     high = last == n2 if bound2 else tiles == 1
+    return b, lo, hi, first, last, low, high
+
+
+def resident(p, e, values, src, dst, tiles, levels, step):
+    """Kernel: march one sample, or a piece of a line, in shared memory. Free names: count, cells, threads, number."""
+    n0, n1, n2 = src.shape[2], src.shape[3], src.shape[4]
+    me = cuda.threadIdx.x
+    b, lo, hi, first, last, low, high = piece_of(e, cuda.blockIdx.x, n2, tiles, levels)
     width = last - first
     g0, g1 = 0 if axis_kind(e, 0) == ABSENT else 1, 0 if axis_kind(e, 1) == ABSENT else 1
     pitch = width + 2
@@ -536,6 +544,7 @@ def stream_blocks(count, block, dtype, nonlinear=False):
     return max(1, threads // (block[0] * block[1]))
 
 
+MANY_FIELDS = 6  # numbers of a cell that a rule reads, beyond which a thread needs more than 128 registers
 HEAVY = 24  # bytes of all components of a cell, from which on a thread needs more than 128 registers
 
 
@@ -552,14 +561,15 @@ class CudaPlan(NamedTuple):
     cells: int = 1  # resident: cells a thread updates at each level
 
 
-def plan_cuda(shape, ndim, itemsize, steps, multiprocessors=_cuda.MULTIPROCESSORS, fields=False) -> CudaPlan:
-    """The plan for a state of shape (B, C, n0, n1, n2) of a grid with `ndim` axes; `fields`: the rule reads `Cells`."""
+def plan_cuda(shape, ndim, itemsize, steps, multiprocessors=_cuda.MULTIPROCESSORS, fields=0) -> CudaPlan:
+    """The plan for a state of shape (B, C, n0, n1, n2) of a grid with `ndim` axes, whose rule reads `fields` Cells."""
     _, C, _, _, n2 = shape
     if _cuda.simulated():
         return _plan_simulator(shape, ndim, steps)
     padded = _padded_rows(shape, ndim) * (n2 + 2)
-    if padded * C * itemsize <= _cuda.SHARED_BYTES:
-        threads = 128 if padded <= 512 else 256 if padded <= 2048 or C * itemsize > (4 if fields else 8) else 512
+    if padded * C * itemsize <= (_cuda.SHARED_BYTES if fields <= MANY_FIELDS else _cuda.SHARED_BYTES // 2):
+        heavy = C * itemsize > (4 if fields else 8) or fields > MANY_FIELDS
+        threads = 128 if padded <= 512 else 256 if padded <= 2048 or heavy else 512
         cells = min(k for k in (1, 2, 4, 6, 8, 12, 16, 24) if k * threads >= padded)
         return CudaPlan("resident", max(steps, 1), (threads, 1), (1, 1, 1), cells)
     if ndim == 1:
@@ -679,7 +689,7 @@ def march_cuda(rule, u, edges, steps, *, step=0, out=None, work=None, values=Non
         final.copy_to_device(here, stream=queue)
         return out
     ndim = len(u.shape) - 2
-    fields = count_fields(rule) > 0
+    fields = count_fields(rule)
     plan = plan or plan_cuda(here.shape, ndim, here.dtype.itemsize, steps, _cuda.multiprocessors(), fields)
     sweeps = -(-steps // plan.depth)
     if sweeps > 1 and work is None:
@@ -702,7 +712,11 @@ def _lowered(rule, u, edges, queue):
     """The rule with its numbers of every cell in the GPU's memory, and its clock set."""
     check_fields(rule, u)
     clock = edges.clock if isinstance(edges.clock, np.ndarray) else _cuda.wrap(edges.clock).copy_to_host()
-    device = (lambda data: data) if _cuda.simulated() else (lambda data: _field_to_device(data, queue))
+
+    def device(data):
+        return data if _cuda.simulated() else _field_to_device(data, queue)
+
+    device.place = _cuda.current()  # numbers are kept for each GPU
     return lowered(rule, (ABSENT,) * 3, as_space(u).shape[2:], 0, clock, device)
 
 

@@ -28,7 +28,7 @@ from numba import types
 from fastdiff.kernels import heat, variable
 from fastdiff.kernels._adjoint import TERMS, march_adjoint, pull_rows
 from fastdiff.kernels._contract import Kernel
-from fastdiff.kernels._edges import _SPACE, GHOST, HEAD, HOLD, ITEMS, PERIODIC, Side, hold, make_edges, pad
+from fastdiff.kernels._edges import _SPACE, ABSENT, GHOST, HEAD, HOLD, ITEMS, PERIODIC, Side, hold, make_edges, pad
 from fastdiff.kernels._fields import Cells, here, lowered, next0, next1, next2
 from fastdiff.kernels._jit import inner
 from fastdiff.kernels._march import sample_of
@@ -296,6 +296,31 @@ def cpu(u, cot, weights, edges, steps, family, decay=None, source=None, out=None
     return found if out is None else _filled(out, found)
 
 
+def cuda(u, cot, weights, edges, steps, family, decay=None, source=None, out=None, stream=None, **how):
+    """The transposed march on the GPU, from and to NumPy arrays; `how` as in `march_adjoint_cuda`."""
+    from fastdiff.kernels import _cuda
+    from fastdiff.kernels._adjoint_cuda import march_adjoint_cuda, to_host
+
+    _cuda.require_device()
+    rule, back = _rules(u, weights, edges, family, decay, source)
+    there = [_cuda.toolkit().to_device(np.ascontiguousarray(a)) for a in (u, cot)]
+    found = march_adjoint_cuda(rule, back, *there, edges, steps, stream=stream, **how)
+    found = to_host(found, u.ndim - 2, type(back).grads)
+    return found if out is None else _filled(out, found)
+
+
+def _ptx(family, ndim, more):
+    def launches(dtype):
+        from fastdiff.kernels._adjoint_cuda import launches as made
+
+        inputs = _sample(family, ndim, more)((4,) * ndim, dtype, np.random.default_rng(0))
+        _, back = _rules(inputs["u"], inputs["weights"], inputs["edges"], family, inputs.get("decay"),
+                         inputs.get("source"))
+        return made(lowered(back, (ABSENT,) * 3, (4, 4, 4), 0), inputs["edges"], dtype)
+
+    return launches
+
+
 def transposed(weights, edges, dtype, decay=None):
     """(rule, sides) of the transpose by the start: weights and decay as in kernels/variable.py, with the walls in them.
 
@@ -336,19 +361,37 @@ def _varies(edges, ndim):
     return any(edges.ints[HEAD + (2 * _SPACE[ndim][k // 2] + k % 2) * ITEMS + 7] for k in range(2 * ndim))
 
 
-def march_transposed(weights, cot, edges, steps, decay=None, scheme=None, threads=None, out=None):
-    """The gradient by the start (B, 1, *grid) of a linear march, from that by its result; `scheme` of an integrator."""
-    rule, sides = transposed(weights, edges, cot.dtype, decay)
-    ndim, registers = cot.ndim - 2, 1 if scheme is None else scheme.registers
+def _transposed_march(weights, cot, edges, decay, scheme):
+    """The rule and the walls of `march_transposed`."""
+    dtype, ndim = np.dtype(str(cot.dtype).removeprefix("torch.")), len(cot.shape) - 2
+    rule, sides = transposed(weights, edges, dtype, decay)
+    registers = 1 if scheme is None else scheme.registers
     periodic = [edges.ints[a] == PERIODIC for a in _SPACE[ndim]]
     if scheme is not None:
         sides = sides_of(sides, 1, registers, [k for k in range(ndim) if not periodic[k]])
-        rule = staged(scheme, rule, cot.dtype)
-    walls = make_edges(cot.shape[2:], periodic, cot.dtype, sides, components=registers, batch=len(cot))
+        rule = staged(scheme, rule, dtype)
+    return rule, make_edges(tuple(cot.shape[2:]), periodic, dtype, sides, components=registers, batch=cot.shape[0])
+
+
+def march_transposed(weights, cot, edges, steps, decay=None, scheme=None, threads=None, out=None):
+    """The gradient by the start (B, 1, *grid) of a linear march, from that by its result; `scheme` of an integrator."""
+    rule, walls = _transposed_march(weights, cot, edges, decay, scheme)
     if scheme is None:
         return march(rule, cot, walls, steps, threads=threads, out=out)
-    new = march(rule, spread(cot, registers), walls, steps * scheme.stages, threads=threads)
+    new = march(rule, spread(cot, scheme.registers), walls, steps * scheme.stages, threads=threads)
     return np.ascontiguousarray(new[:, :1])
+
+
+def march_transposed_cuda(weights, cot, edges, steps, decay=None, scheme=None, stream=None):
+    """The same for a device array, on the GPU."""
+    from fastdiff.kernels._march_cuda import march_cuda
+    from fastdiff.kernels._state_cuda import resize_cuda
+
+    rule, walls = _transposed_march(weights, cot, edges, decay, scheme)
+    if scheme is None:
+        return march_cuda(rule, cot, walls, steps, stream=stream)
+    wide = resize_cuda(cot, scheme.registers, stream)
+    return resize_cuda(march_cuda(rule, wide, walls, steps * scheme.stages, stream=stream), 1, stream)
 
 
 def _outputs(u, cot, weights, edges, steps, family, decay=None, source=None):
@@ -402,8 +445,9 @@ def _machine_code(family, ndim, more):
 def _kernel(family, ndim, more=()):
     terms = _count(family, ndim) + len(more)
     name = f"adjoint_{family}_{ndim}d" + "".join(f"_{n}" for n, _ in more)
-    return Kernel(name=name, reference=reference, cpu=cpu, sample=_sample(family, ndim, more), outputs=_outputs,
-                  ndim=ndim, machine_code=_machine_code(family, ndim, more), order=(2, 1),
+    return Kernel(name=name, reference=reference, cpu=cpu, cuda=cuda, ptx=_ptx(family, ndim, more),
+                  sample=_sample(family, ndim, more), outputs=_outputs, ndim=ndim,
+                  machine_code=_machine_code(family, ndim, more), order=(2, 1),
                   bytes_per_cell=5 + 2 * terms + (0 if family == RATES else ndim), flops_per_cell=12 * ndim + 4 * terms,
                   tolerance=16)
 

@@ -1044,24 +1044,30 @@ def _cuda_adjoint(x, theta, widths, seeds, cot, out=None, **net):
     return adjoint(x, theta, widths, seeds, cot, out=out, **net)
 
 
-def _ptx(*channels):
+def _cuda_jacobian(x, theta, widths, seeds, cot, out=None, **net):
+    from fastdiff.kernels._jet_cuda import jacobian
+
+    return jacobian(x, theta, widths, seeds, cot, out=out, **net)
+
+
+def _ptx(*channels, each=False):
     """One CUDA kernel serves all activations: it is compiled for some numbers of channels, and not for each again."""
 
     def launches(dtype):
         from fastdiff.kernels._jet_cuda import launches
 
-        return launches(dtype, channels)
+        return launches(dtype, channels, each)
 
     return launches
 
 
-_CHANNELS = {"jet_tanh": (4,), "jet_tanh_adjoint": (5,)}
+_CHANNELS = {"jet_tanh": (4,), "jet_tanh_adjoint": (5,), "jet_jacobian": (4,)}
 
 
 def _kernel(name, reference, cpu, sample, outputs, shapes, large, tolerance, cuda=None):
     return Kernel(name=name, reference=reference, cpu=cpu, cuda=cuda, sample=sample, outputs=outputs, shapes=shapes,
-                  large=large, machine_code=_machine_code, ptx=_ptx(*_CHANNELS.get(name, ())) if cuda else None,
-                  tolerance=tolerance)
+                  large=large, machine_code=_machine_code, tolerance=tolerance,
+                  ptx=_ptx(*_CHANNELS.get(name, ()), each=name == "jet_jacobian") if cuda else None)
 
 
 _LARGE = (10000, 64, 64, 64, 64)
@@ -1076,5 +1082,5 @@ KERNELS = [
             _outputs_adjoint, _SINGLE, _LARGE, 128, _cuda_adjoint),
     _kernel("jet_residual", reference_residual, residual, _sample_residual, _outputs_residual, SHAPES, _LARGE, 128),
     _kernel("jet_jacobian", reference_jacobian, jacobian, _sample("tanh", cot=True), _outputs_jacobian, SHAPES,
-            (2000, 20, 20), 128),
+            (2000, 20, 20), 128, _cuda_jacobian),
 ]

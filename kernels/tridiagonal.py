@@ -396,6 +396,22 @@ def cpu(lower, diag, upper, u, axis, cyclic, out=None, threads=None):
     return Systems(lower, diag, upper, u.shape, axis, u.dtype, cyclic=cyclic, threads=threads).solve(u, out)
 
 
+def cuda(lower, diag, upper, u, axis, cyclic, out=None, stream=None):
+    """Solve along `axis` on the GPU."""
+    from fastdiff.kernels._tridiagonal_cuda import SystemsCuda
+
+    return SystemsCuda(lower, diag, upper, u.shape, axis, u.dtype, cyclic=cyclic).solve(u, out, stream=stream)
+
+
+def _ptx(each, cyclic):
+    def launches(dtype):
+        from fastdiff.kernels._tridiagonal_cuda import launches
+
+        return list(launches(dtype, each, cyclic))
+
+    return launches
+
+
 def _sample(axis, each, cyclic):
     def sample(shape, dtype, rng):
         form = shape if each else (shape[axis],)
@@ -422,9 +438,9 @@ _SHAPES = {(1, 1, 1): "one equation", (1, 2, 3): "two equations", (2, 3, 1): "co
 
 
 def _kernel(name, each, cyclic):
-    return Kernel(name=name, reference=reference, cpu=cpu, sample=_sample(1, each, cyclic), shapes=_SHAPES,
-                  large=(1, 1024, 4096), machine_code=_machine_code, bytes_per_cell=5 if each else 2,
-                  flops_per_cell=8 if each else 5, tolerance=8)
+    return Kernel(name=name, reference=reference, cpu=cpu, cuda=cuda, sample=_sample(1, each, cyclic),
+                  shapes=_SHAPES, large=(1, 1024, 4096), machine_code=_machine_code, ptx=_ptx(each, cyclic),
+                  bytes_per_cell=5 if each else 2, flops_per_cell=8 if each else 5, tolerance=8)
 
 
 KERNELS = [

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fastdiff.kernels._cuda import on
+
 _LIBRARY = torch.library.Library("fastdiff", "DEF")
 
 
@@ -23,9 +25,21 @@ def op(schema: str, cpu, fake, cuda=None) -> Any:
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, cpu, "CPU")
     if cuda is not None:
-        _LIBRARY.impl(name, cuda, "CUDA")
+        _LIBRARY.impl(name, _on_its_gpu(cuda), "CUDA")
     torch.library.register_fake(f"fastdiff::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.fastdiff, name).default
+
+
+def _on_its_gpu(function):
+    """`function` with the GPU of its first tensor there as the current one, for torch and for the kernels."""
+
+    def run(*args):
+        first = next(t for a in args for t in (a if isinstance(a, list | tuple) else [a])
+                     if isinstance(t, torch.Tensor) and t.is_cuda)
+        with torch.cuda.device(first.device), on(first):
+            return function(*args)
+
+    return run
 
 
 def array(t) -> Any:

@@ -257,15 +257,15 @@ class Layout:
             walls[learned.side] = wall._replace(side=Side(**side))
         return Faces(problem.grid, walls, len(problem.equation.names), batch, dtype)
 
-    def edges(self, numbers, u, start, steps, faces=None):
-        """All boundaries of a march."""
+    def edges(self, numbers, u, start, steps, faces=None, tables=False):
+        """All boundaries of a march; `tables`: as a GPU needs them."""
         problem = self.problem
         faces = self.faces(numbers, len(u), u.dtype) if faces is None else faces
         scheme = problem.scheme
         initial = u if faces.needs_initial else None
         if scheme is None:
-            return faces.edges(start, problem.dt, steps, initial=initial)
-        return faces.edges(start, problem.dt, steps, initial=initial, registers=scheme.registers,
+            return faces.edges(start, problem.dt, steps, initial=initial, tables=tables)
+        return faces.edges(start, problem.dt, steps, initial=initial, tables=tables, registers=scheme.registers,
                            times=stage_times(scheme, start, problem.dt, steps))
 
     def rule(self, numbers, batch, dtype):
@@ -645,8 +645,11 @@ class Problem:
     # -- from parameters to tensors ----------------------------------------------------------------------------------
 
     def numbers(self, given: dict[str, torch.Tensor], batch: int, like: torch.Tensor):
-        """(layout, tensors of the march in the dtype of `like`), for the parameters that are given as tensors."""
-        given = {name: value.to(torch.float64) for name, value in given.items()}
+        """(layout, tensors of the march in the dtype of `like`), for the parameters that are given as tensors.
+
+        They are on the CPU, wherever the parameters and `like` are: rules are made ready there.
+        """
+        given = {name: value.to("cpu", torch.float64) for name, value in given.items()}
         kind, space, decay = self._space(given, batch)
         source = self._source(given, batch)
         parameters = [self._number(given, name) for name in self.named]

@@ -104,7 +104,7 @@ class Richardson:
         weight, best, self.before = 1 / ((count / self.count) ** self.order - 1), self.make(), self.error
         for n in range(self.number):
             fine, coarse = frames[:, n], self.last[:, n]
-            new = fine + (fine - coarse) * fine.dtype.type(weight)
+            new = fine + (fine - coarse) * float(weight)
             if isinstance(best, Sink):
                 best.put_closed(n, new)
             else:

@@ -62,7 +62,7 @@ def check_device(name: str, gpu: bool, u, device=None) -> None:
     if asked and not gpu:
         raise ValueError(f'method="{name}" runs on the CPU alone: '
                          + ('leave device="cuda" out' if device is not None else "pass u0.cpu()")
-                         + ', or take "euler", "rk4", "rk23" or "rkl2", which run on the GPU, too')
+                         + ', or take "euler", "rk4", "rk23", "rkl2" or "crank_nicolson", which run on the GPU, too')
 
 
 def reaction_rate(equation, grid) -> float:

@@ -14,17 +14,15 @@ Source: Peaceman, Rachford, J. SIAM 3 (1955) 28, eqs. (10)-(11); Douglas, Gunn, 
 Rannacher, Numer. Math. 43 (1984) 309; for the increments: Beam, Warming, J. Comput. Phys. 22 (1976) 87, section 3.
 """
 
-from functools import cached_property
 from math import inf
 from typing import Any
 
 import numpy as np
 
+from fastdiff import dispatch
 from fastdiff.boundary import CALL, TABLE
-from fastdiff.kernels._edges import _SPACE, HEAD, HOLD, ITEMS, VALUE, Edges, hold
-from fastdiff.kernels._run import march
+from fastdiff.kernels._edges import _SPACE, HEAD, HOLD, ITEMS, VALUE, Edges, Side, make_edges
 from fastdiff.kernels._stages import slope
-from fastdiff.kernels.tridiagonal import Systems, accumulate
 from fastdiff.steppers._base import DOUBLING, Method, Run, kind_of
 from fastdiff.steppers._lines import Line, NoLines, apply, lines_of
 
@@ -42,7 +40,8 @@ class CrankNicolson(Run):
         except NoLines as reason:
             other = '"rkl2"' if self.method.name == "strang" else '"rkl2" or "strang"'
             raise ValueError(f'method="{self.method.name}" does not apply: {reason}; use method={other}') from None
-        self._systems: dict[float, list[Any]] = {}
+        self._systems: dict[tuple[str, float], list[Any]] = {}
+        self._plain: dict[tuple[str, int], Any] = {}  # A along an axis where every line has its own, for all h
         self._slope: Any = slope(self.rule(1.0))
         self._start = 0
 
@@ -51,6 +50,8 @@ class CrankNicolson(Run):
         return inf
 
     def compile(self, dt, data):
+        if not isinstance(data, np.ndarray):
+            return
         key = kind_of(self._slope), str(self.dtype), self.grid.ndim
         if key not in _compiled:  # by a step that nobody sees
             _compiled.add(key)
@@ -64,13 +65,9 @@ class CrankNicolson(Run):
         return 1 + self.grid.ndim
 
     def advance(self, state, t, dt, steps, out=None, work=None, initial=None):
-        if not isinstance(state, np.ndarray):
-            raise ValueError('method="crank_nicolson" runs on the CPU: pass u0.cpu()')
-        u = np.array(state, copy=True) if out is None else out
-        if out is not None:
-            out[...] = state
-        work = np.empty_like(u) if work is None else work
-        hold(u, self.faces.edges(t, dt, 1, initial=initial, tables=True), 0)
+        u = dispatch.assign(dispatch.empty_like(state) if out is None else out, state)
+        work = dispatch.empty_like(u) if work is None else work
+        dispatch.hold(u, self.faces.edges(t, dt, 1, initial=initial, tables=True))
         done = min(self._start, steps)
         self._start -= done
         for k in range(2 * done):
@@ -81,11 +78,12 @@ class CrankNicolson(Run):
 
     def _step(self, u, t, h, theta, work, initial):
         edges, rises = self._walls(t, h, theta, initial)
-        march(self._slope, u, edges, 1, out=work, threads=self.threads)
+        how: dict[str, Any] = {"threads": self.threads} if isinstance(u, np.ndarray) else {}
+        dispatch.march(self._slope, u, edges, 1, out=work, **how)
         self._set_held(work, {key: rise / h for key, rise in rises.items()}, theta * h)
-        for solve in self._solvers(theta * h):
-            solve(work)
-        accumulate(u, work, h, self.threads)
+        for system, scale in self._solvers(theta * h, u):
+            dispatch.solve_lines(system, work, scale)
+        dispatch.accumulate(u, work, h, self.threads)
 
     def _walls(self, t, h, theta, initial):
         """Boundaries of the right-hand side, and by how much held faces rise."""
@@ -104,7 +102,8 @@ class CrankNicolson(Run):
                 cells = 1 if wall.how == TABLE else int(np.prod(face))
                 samples = 1 if wall.scale is None else len(wall.scale)
                 values = reals[at : at + samples * 2 * cells].reshape(samples, 2, cells)
-                rise = (values[:, 1] - values[:, 0]).astype(np.float64).reshape(samples, *(face if cells > 1 else ()))
+                rise = (values[:, 1] - values[:, 0]).astype(np.float64)
+                rise = rise.reshape(samples, *(face if cells > 1 else [1] * len(face)))
                 if wall.side.kind != HOLD:
                     values[:, 0] = (1 - theta) * values[:, 0] + theta * values[:, 1]
             if wall.side.kind == HOLD:
@@ -113,16 +112,27 @@ class CrankNicolson(Run):
 
     def _set_held(self, rhs, rises, h):
         """The right-hand side at held faces, the earlier axis last so that it wins at a corner."""
-        for (c, axis, end), rise in sorted(rises.items(), reverse=True):
-            where = (slice(None), c) + (slice(None),) * axis + (-end,)
-            if not np.any(rise):
-                rhs[where] = 0.0
-                continue
-            along = [k for k in range(self.grid.ndim) if k != axis]
-            value = np.array(np.broadcast_to(rise, (1, *(self.grid.shape[k] for k in along))))[:, None]
-            for place, k in enumerate(along):
-                value = value - h * apply(self._on_face(k, c, axis, end, place), value, place)
-            rhs[where] = value[:, 0]
+        values = {key: self._at_face(key, rise, h) for key, rise in sorted(rises.items(), reverse=True)}
+        if isinstance(rhs, np.ndarray):
+            for (c, axis, end), value in values.items():
+                rhs[(slice(None), c) + (slice(None),) * axis + (-end,)] = value
+        elif values:
+            sides = {key: Side(HOLD, value=np.reshape(value, (np.shape(value)[0], 1, -1)) if np.ndim(value) else value)
+                     for key, value in values.items()}
+            dispatch.hold(rhs, make_edges(self.grid.shape, self.grid.periodic, self.dtype, sides,
+                                          components=len(self.equation.names), batch=self.batch))
+
+    def _at_face(self, key, rise, h):
+        """The right-hand side at one held face, (samples or 1, *face), or 0 for all of it."""
+        c, axis, end = key
+        if not np.any(rise):
+            return 0.0
+        along = [k for k in range(self.grid.ndim) if k != axis]
+        size = len(rise) if np.ndim(rise) else 1
+        value = np.array(np.broadcast_to(rise, (size, *(self.grid.shape[k] for k in along))))[:, None]
+        for place, k in enumerate(along):
+            value = value - h * apply(self._on_face(k, c, axis, end, place), value, place)
+        return value[:, 0]
 
     def _on_face(self, k, c, axis, end, place):
         """The lines along axis k within a face."""
@@ -134,27 +144,23 @@ class CrankNicolson(Run):
             bands = [np.take(b[:, c : c + 1], -end, axis + 2) for b in line[:3]]
         return Line(*bands, shared=False)
 
-    def _solvers(self, h):
-        """Functions that solve 1 - h A along each axis in place, with held cells of that axis given."""
-        if h not in self._systems:
-            found = [self._solver(h, axis, line) for axis, line in enumerate(self.lines)]
-            self._systems = {**dict(list(self._systems.items())[-3:]), h: found}
-        return self._systems[h]
+    def _solvers(self, h, like):
+        """Systems 1 - h A along each axis, with held cells of that axis given, and their scales, for states like u."""
+        key = dispatch.place_of(like), h
+        if key not in self._systems:
+            found = [self._solver(h, axis, line, like) for axis, line in enumerate(self.lines)]
+            self._systems = {**dict(list(self._systems.items())[-3:]), key: found}
+        return self._systems[key]
 
-    def _solver(self, h, axis, line):
+    def _solver(self, h, axis, line, like):
         if line.shared or (self.grid.periodic[axis] and self.grid.shape[axis] > 1):
-            system = self._system(h, axis, line)
-            return lambda r: system.solve(r, out=r)
-        if axis not in self._plain:
-            self._plain[axis] = self._system(None, axis, line)
-        return lambda r: self._plain[axis].solve(r, out=r, scale=-h)
+            return self._system(h, axis, line, like), None
+        key = dispatch.place_of(like), axis
+        if key not in self._plain:
+            self._plain[key] = self._system(None, axis, line, like)
+        return self._plain[key], -h
 
-    @cached_property
-    def _plain(self) -> dict[int, Systems]:
-        """A along an axis where every line has its own, laid out once for all h."""
-        return {}
-
-    def _system(self, h, axis, line):
+    def _system(self, h, axis, line, like):
         """1 - h A along an axis; h None: A itself, with zeros where 1 - h A has a held cell's 1."""
         shape, at = (self.batch, len(self.equation.names), *self.grid.shape), -1 if line.shared else axis + 2
         bands = [b.copy() for b in line[:3]] if h is None else [-h * line.lower, 1 - h * line.diag, -h * line.upper]
@@ -166,8 +172,9 @@ class CrankNicolson(Run):
         if line.shared:
             bands = [np.broadcast_to(b, (self.batch, *b.shape[1:])).reshape(-1, b.shape[-1]) for b in bands]
             bands = [b[:1] if (b == b[:1]).all() else b for b in bands]
-        return Systems(*bands, shape, axis + 2, self.dtype, cyclic=self.grid.periodic[axis], threads=self.threads)
+        return dispatch.systems(like)(*bands, shape, axis + 2, self.dtype, cyclic=self.grid.periodic[axis],
+                                      threads=self.threads)
 
 
-METHOD = Method("crank_nicolson", order=2, run=CrankNicolson, control=DOUBLING, reach=inf, gpu=False,
+METHOD = Method("crank_nicolson", order=2, run=CrankNicolson, control=DOUBLING, reach=inf,
                 summary="Crank-Nicolson, alternating directions")

@@ -92,6 +92,14 @@ def _jacobian_cpu(x, theta, seeds, cot, widths, terms, factors, activation):
     return torch.from_numpy(kernels.jacobian(x, theta, widths, seeds, cot, _terms(terms, factors), activation))
 
 
+def _jacobian_cuda(x, theta, seeds, cot, widths, terms, factors, activation):
+    from fastdiff.kernels._jet_cuda import jacobian
+
+    x, theta, cot = (t.detach().contiguous() for t in (x, theta, cot))
+    return jacobian(x, theta, widths, seeds.detach().cpu().numpy(), cot, _terms(terms, factors), activation,
+                    stream=torch.cuda.current_stream(x.device).cuda_stream)
+
+
 def _jacobian_fake(x, theta, seeds, cot, widths, terms, factors, activation):
     return x.new_empty(theta.shape[0], x.shape[-2])
 
@@ -103,7 +111,7 @@ _adjoint = op(f"jet_adjoint(Tensor x, Tensor theta, Tensor seeds, Tensor cot, {_
 _residual = op("jet_residual(Tensor x, Tensor theta, Tensor seeds, Tensor?[] rows, float[] numbers, int[] widths, "
                "int[] terms, str activation, bool gradient) -> (Tensor, Tensor, Tensor)", _residual_cpu, _residual_fake)
 _jacobian = op("jet_jacobian(Tensor x, Tensor theta, Tensor seeds, Tensor cot, int[] widths, int[] terms, "
-               "float[] factors, str activation) -> Tensor", _jacobian_cpu, _jacobian_fake)
+               "float[] factors, str activation) -> Tensor", _jacobian_cpu, _jacobian_fake, _jacobian_cuda)
 
 _ONCE = ("the {0} kernel differentiates once: no second derivative by the parameters. Derivatives by the inputs come "
          "from `first` and `second`; for curvature use `jet_jacobian` (Gauss-Newton)")

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastdiff.dispatch import stream_of
 from fastdiff.kernels._adjoint import march_adjoint, march_kept, plan_for
 from fastdiff.kernels.adjoint import march_transposed
 from fastdiff.nn._ops import arrays, op
@@ -37,6 +38,12 @@ def _plan(layout, shape, itemsize, steps):
                             threads=problem.threads, memory=problem.memory)
 
 
+def _diverged(layout, steps):
+    return Diverged(f"the field became NaN or infinite within {steps} steps of dt = {layout.problem.dt:g}: a "
+                    "reaction or a boundary value grows faster than this step can follow; take a smaller dt, or "
+                    "keep learned parameters in range, for example with fd.nn.Bounded")
+
+
 def _march_cpu(u, numbers, key, start, steps, keep):
     layout, u, numbers, faces, edges, rule = _ready(u, numbers, key, start, steps)
     layout.check(numbers, faces.stiffness)
@@ -44,10 +51,53 @@ def _march_cpu(u, numbers, key, start, steps, keep):
     plan = plan if keep else plan._replace(count=0)
     new, kept = march_kept(rule, u, edges, steps, plan, stages=stages, threads=layout.problem.threads)
     if not np.isfinite(new).all():
-        raise Diverged(f"the field became NaN or infinite within {steps} steps of dt = {layout.problem.dt:g}: a "
-                       "reaction or a boundary value grows faster than this step can follow; take a smaller dt, or "
-                       "keep learned parameters in range, for example with fd.nn.Bounded")
+        raise _diverged(layout, steps)
     return torch.from_numpy(new), torch.from_numpy(kept)
+
+
+def _ready_cuda(u, numbers, key, start, steps):
+    """As `_ready`, with boundaries as a GPU wants them; coefficients are made ready on the host."""
+    layout = LAYOUTS[key]
+    u, *numbers = _all(u.cpu(), *(n.cpu() for n in numbers))
+    faces = layout.faces(numbers, len(u), u.dtype)
+    edges = layout.edges(numbers, u, start, steps, faces, tables=True)
+    return layout, u, numbers, faces, edges, layout.rule(numbers, len(u), u.dtype)
+
+
+def _march_cuda(u, numbers, key, start, steps, keep):
+    from fastdiff.kernels._adjoint_cuda import march_kept_cuda, refuse
+
+    u = u.detach().contiguous()
+    layout, host, numbers, faces, edges, rule = _ready_cuda(u, numbers, key, start, steps)
+    layout.check(numbers, faces.stiffness)
+    refuse(rule, edges)
+    stages, plan = _plan(layout, host.shape, host.itemsize, steps)
+    new, kept = march_kept_cuda(rule, u, edges, steps, plan if keep else plan._replace(count=0), stages=stages,
+                                stream=stream_of(u))
+    if not bool(torch.isfinite(new).all()):
+        raise _diverged(layout, steps)
+    return new, torch.stack(kept) if kept else u.new_empty((0, *u.shape))
+
+
+def _adjoint_cuda(cot, u, kept, numbers, key, start, steps, wanted):
+    from fastdiff.kernels._adjoint_cuda import march_adjoint_cuda, to_host
+    from fastdiff.kernels.adjoint import march_transposed_cuda
+
+    u, cot = u.detach().contiguous(), cot.detach().contiguous()
+    layout, host, values, faces, edges, rule = _ready_cuda(u, numbers, key, start, steps)
+    if layout.problem.linear and not any(wanted):
+        weights, decay = layout.weights(values)
+        by_start = march_transposed_cuda(weights, cot, edges, steps, decay, layout.problem.scheme, stream_of(u))
+        return [by_start, *(n.new_empty(0) for n in numbers)]
+    stages, plan = _plan(layout, host.shape, host.itemsize, steps)
+    back = layout.back(values, edges, len(host), host.dtype, wanted)
+    states = list(kept) if len(kept) == len(plan.positions(steps)) else None
+    found = march_adjoint_cuda(rule, back, u, cot, edges, steps, kept=states, plan=plan, stages=stages,
+                               walls=layout.needs_walls(faces, wanted), stream=stream_of(u))
+    found = to_host(found, u.ndim - 2, type(back).grads)
+    by_start, by_numbers = layout.gradients(found, values, wanted, host, faces, edges)
+    rest = [n.new_empty(0) if g is None else torch.from_numpy(g).to(n.device) for g, n in zip(by_numbers, numbers)]
+    return [torch.from_numpy(by_start).to(u.device), *rest]
 
 
 def _march_fake(u, numbers, key, start, steps, keep):
@@ -80,9 +130,9 @@ def _adjoint_fake(cot, u, kept, numbers, key, start, steps, wanted):
 
 
 _march = op("march(Tensor u, Tensor[] numbers, str key, float start, int steps, bool keep) -> (Tensor, Tensor)",
-            _march_cpu, _march_fake)
+            _march_cpu, _march_fake, _march_cuda)
 _adjoint = op("march_adjoint(Tensor cot, Tensor u, Tensor kept, Tensor[] numbers, str key, float start, int steps, "
-              "bool[] wanted) -> Tensor[]", _adjoint_cpu, _adjoint_fake)
+              "bool[] wanted) -> Tensor[]", _adjoint_cpu, _adjoint_fake, _adjoint_cuda)
 
 
 class _March(torch.autograd.Function):
@@ -188,9 +238,8 @@ def _checked(u):
     if u.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"fd.nn marches in float32 and float64, not in {u.dtype}: half precision would lose what a "
                         "step adds. Convert with .float()")
-    if u.device.type != "cpu":
-        raise NotImplementedError(f"the adjoint of a march runs on the CPU, not on {u.device}: pass u.cpu() (fd.solve "
-                                  "runs on GPUs, without gradients)")
+    if u.device.type not in ("cpu", "cuda"):
+        raise NotImplementedError(f"a march runs on the CPU and on CUDA GPUs, not on {u.device}: pass u.cpu()")
     return u
 
 
@@ -219,7 +268,7 @@ def march(equation, u, grid, *, steps: int, dt=None, boundary=None, method: str 
     u           (*grid), (B, *grid) or (B, 1, *grid); of several components (C, *grid) or (B, C, *grid); float32 or 64
     parameters  tensors by name that replace those of the equation and the boundary: see `fd.nn.Solver`
     dt          of one step; default: a safe one for the equation as given
-    method      "euler", "rk4" or "rkl2"
+    method      "euler", "rk4" or "rkl2"; on a GPU no boundary value may depend on u
     memory      bytes for states that the backward pass needs; default: about 2 sqrt(steps) states, and every step is
                 computed twice; with less, more often
     returns     the field after the steps, of u's shape

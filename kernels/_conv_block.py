@@ -42,9 +42,9 @@ from fastdiff.kernels._conv import (
 )
 from fastdiff.kernels._jit import atomic_add, flush_denormals, inner, keep_apart, kernel, restore_denormals
 from fastdiff.kernels._threads import scratch
-from fastdiff.kernels._tiles import CHANNELS, FUSED, VECTOR_BYTES, array_at, halfway, through
+from fastdiff.kernels._tiles import CHANNELS, FUSED, VECTOR_BYTES, add_rows, array_at, halfway, take_row, through
 
-STRIP_BYTES = 1024  # of a row of a strip
+STRIP_BYTES = 1024  # of a row of a strip; twice that where few channels are kept
 T3, T5, T7, T9 = ((0,) * n for n in (3, 5, 7, 9))
 
 
@@ -123,7 +123,7 @@ def plan_for(shape, kernel_size, channels, modes, code, dtype, backward=False, w
     simple = code in (0, 1)
     block, tap_block = CHANNELS if simple else block_for(channels), block_for(taps)
     padded, tap_padded = ceil(channels / block) * block, ceil(taps / tap_block) * tap_block
-    strip = max(width, STRIP_BYTES // dtype.itemsize)
+    strip = max(width, STRIP_BYTES * (1 + simple) // dtype.itemsize)
     tile = tuple(n) if whole else _tile(n, half, 4096 if backward else 16384)
     counts = [ceil(a / t) for a, t in zip(n, tile)]
     pitch = up(tile[2] + 2 * half[2]) + width
@@ -282,20 +282,13 @@ def one_by_one(p, x, sample, z, y, first, last, low, space, offsets, at):
 @inner
 def add_shifted(space, at, step, count, y, to, n, fresh, bias):
     """y[to + i] = bias, or what it was unless `fresh`, + sum over c < count of space[at + c*step + i]."""
-    at, to, step, n = np.uint64(at), np.uint64(to), np.uint64(step), np.uint64(n)
-    if count == 3:
-        second, third = at + step, at + step + step
-        if fresh:
-            for i in range(n):
-                y[to + i] = bias + (space[at + i] + space[second + i] + space[third + i])
-        else:
-            for i in range(n):
-                y[to + i] += space[at + i] + space[second + i] + space[third + i]
-        return
-    if fresh:
-        fill(y, to, n, bias)
-    for c in range(count):
-        add(space, at + np.uint64(c) * step, y, to, n)
+    width = VECTOR_BYTES // space.itemsize
+    add_rows(y, to, space, at, step, count, fresh, bias, n // width)
+    for i in range(n // width * width, n):
+        total = bias if fresh else y[to + i]
+        for c in range(count):
+            total += space[at + c * step + i]
+        y[to + i] = total
 
 
 @inner
@@ -412,8 +405,7 @@ def backward_strip(p, x, grad, sample, z, y, rows, j, count, space, offsets, wan
     for r in range(rows):
         if not p.direct:
             shift_gradient(p, grad, sample, z, y + r, j, count, space, p.gradient + r * wide, p.strip, wide)
-        copy(grad, sample + (z * p.n1 + y + r) * p.n2 + j, space, p.plain + r * wide, count)
-        fill(space, p.plain + r * wide + count, wide - count, space.dtype.type(0))
+        take_row(space, p.plain + r * wide, grad, sample + (z * p.n1 + y + r) * p.n2, j, j + count, vectors)
     gather(1, 1, space, p.acc // width + p.padded * (2 * p.taps + 1), space, p.plain, 0, space, p.ones, 0, 1, 0, 0,
            rows * vectors)
     step = p.m if p.simple and p.m % CHANNELS == 0 else p.padded  # few channels at once stay in first-level cache

@@ -28,7 +28,8 @@ from fastdiff.kernels._jit import FLAGS
 VECTOR_BYTES = 64 if llvm.get_host_cpu_features().get("avx512f") else 32
 UNROLL = {1: 8, 2: 4, 3: 4, 4: 4, 6: 3, 8: 2, 9: 2} if VECTOR_BYTES == 64 else {1: 8, 2: 4, 3: 3, 4: 2}
 CHANNELS = 4 if VECTOR_BYTES == 64 else 2  # that `through` and `halfway` take at once
-THROUGH = {3: 4, 5: 3, 7: 2, 9: 2} if VECTOR_BYTES == 64 else {3: 2, 5: 1}  # vectors at once, by taps
+THROUGH = {3: 2, 5: 2, 7: 2, 9: 2} if VECTOR_BYTES == 64 else {3: 2, 5: 1}  # vectors at once, by taps
+HALFWAY = (3, 2, 1) if VECTOR_BYTES == 64 else (1,)
 FUSED = tuple(THROUGH)  # numbers of taps whose sums stay in registers
 BLOCKS = tuple(UNROLL)  # values of M that `multiply` is used with: M times UNROLL numbers fit into the registers
 
@@ -86,8 +87,10 @@ class _Code:
 
     def everywhere(self, number):
         """A number, which is in no memory, in all lanes."""
-        place = cgutils.alloca_once_value(self.builder, number)
-        return self.spread(place)
+        vector = ir.VectorType(number.type, self.width)
+        one = self.builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
+        pick = ir.Constant(ir.VectorType(ir.IntType(32), self.width), [0] * self.width)
+        return self.builder.shuffle_vector(one, one, pick)
 
     def load_one(self, table, *parts):
         """table[sum of parts], of whole numbers."""
@@ -198,11 +201,15 @@ def correlate(typingctx, acc, into, left, here, left_pitch, m, right, there, rig
             b = code.at(two, there, builder.mul(row.index, right_row))
             with cgutils.for_range(builder, vectors) as loop:
                 shift = builder.mul(loop.index, code.integer(code.width))
-                factors = [code.load(code.at(a, shift, builder.mul(left_pitch, code.integer(k)))) for k in range(many)]
-                for k in range(taps):
-                    value = code.load(code.at(b, shift, builder.mul(right_pitch, code.integer(k))))
-                    for j in range(many):
-                        code.add_product(sums[j * taps + k], factors[j], value)
+                factor = lambda j: code.load(code.at(a, shift, builder.mul(left_pitch, code.integer(j))))
+                value = lambda k: code.load(code.at(b, shift, builder.mul(right_pitch, code.integer(k))))
+                # the shorter side stays in registers, the longer one passes: sums and both would be too many
+                few, pass_by = (factor, value) if many < taps else (value, factor)
+                kept = [few(k) for k in range(min(many, taps))]
+                for other in range(max(many, taps)):
+                    passing = pass_by(other)
+                    for k, held in enumerate(kept):
+                        code.add_product(sums[k * taps + other if many < taps else other * taps + k], held, passing)
         for place, spot in zip(sums, spots):
             code.store(builder.load(place), spot)
         return context.get_dummy_value()
@@ -317,13 +324,62 @@ def halfway(typingctx, dst, into, slope_at, pitch, left, right, offsets, left_ta
 
         with cgutils.for_range_slice(builder, code.integer(0), channels, code.integer(CHANNELS)) as (c, _):
             builder.store(code.integer(0), done)
-            for unroll in (2, 1):
+            for unroll in HALFWAY:
                 with _While(builder, done, vectors, unroll):
                     block(c, unroll)
         return context.get_dummy_value()
 
     return types.none(dst, into, slope_at, pitch, left, right, offsets, left_tap, right_tap, taps, w, record, channels,
                       floor, vectors), codegen
+
+
+@intrinsic
+def take_row(typingctx, dst, at, src, row, low, n, vectors):
+    """dst[at + i] = src[row + low + i] where 0 <= low + i < n, else 0; for i < vectors * lanes."""
+
+    def codegen(context, builder, sig, args):
+        code = _Code(context, builder, sig, args)
+        out, source = code.data(0), code.data(2)
+        at, row, low, n, vectors = (args[k] for k in (1, 3, 4, 5, 6))
+        steps = ir.Constant(ir.VectorType(ir.IntType(64), code.width), list(range(code.width)))
+        flags = ir.VectorType(ir.IntType(1), code.width)
+        kind = ir.FunctionType(code.vector, [code.vector.as_pointer(), ir.IntType(32), flags, code.vector])
+        letter = "f32" if code.size == 4 else "f64"
+        load = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.v{code.width}{letter}.p0")
+        nothing, size = ir.Constant(code.vector, None), ir.Constant(ir.IntType(32), code.size)
+        with cgutils.for_range(builder, vectors) as loop:
+            shift = builder.mul(loop.index, code.integer(code.width))
+            cell = builder.add(low, shift)
+            cells = builder.add(code.everywhere(cell), steps)
+            inside = builder.icmp_unsigned("<", cells, code.everywhere(n))  # below 0: beyond everything
+            place = builder.bitcast(code.at(source, row, cell), code.vector.as_pointer())
+            code.store(builder.call(load, [place, size, inside, nothing]), code.at(out, at, shift))
+        return context.get_dummy_value()
+
+    return types.none(dst, at, src, row, low, n, vectors), codegen
+
+
+@intrinsic
+def add_rows(typingctx, dst, to, src, at, step, rows, fresh, start, vectors):
+    """dst[to + x] = start if fresh, else what it was, + sum over j < rows of src[at + j*step + x]; whole vectors."""
+
+    def codegen(context, builder, sig, args):
+        code = _Code(context, builder, sig, args)
+        out, source = code.data(0), code.data(2)
+        to, at, step, rows, fresh, vectors = (args[k] for k in (1, 3, 4, 5, 6, 8))
+        start = code.everywhere(args[7])
+        with cgutils.for_range(builder, vectors) as loop:
+            shift = builder.mul(loop.index, code.integer(code.width))
+            there = code.at(out, to, shift)
+            place = cgutils.alloca_once(builder, code.vector)
+            builder.store(builder.select(fresh, start, code.load(there)), place)
+            with cgutils.for_range(builder, rows) as row:
+                value = code.load(code.at(source, at, builder.mul(row.index, step), shift))
+                builder.store(builder.fadd(builder.load(place), value), place)
+            code.store(builder.load(place), there)
+        return context.get_dummy_value()
+
+    return types.none(dst, to, src, at, step, rows, fresh, start, vectors), codegen
 
 
 @intrinsic
@@ -340,5 +396,5 @@ def array_at(address, count, like):
     return carray(_pointer(address, like), count)
 
 
-__all__ = ["BLOCKS", "CHANNELS", "FUSED", "UNROLL", "VECTOR_BYTES", "array_at", "correlate", "halfway", "lanes",
-           "multiply", "through"]
+__all__ = ["BLOCKS", "CHANNELS", "FUSED", "UNROLL", "VECTOR_BYTES", "add_rows", "array_at", "correlate", "halfway",
+           "lanes", "multiply", "take_row", "through"]

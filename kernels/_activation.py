@@ -177,6 +177,26 @@ def activate(code, src, s, dst, d, count):
 
 
 @inner
+def activate_here(code, a, at, count):
+    """a[at + i] = its activation. `activate` in place would not vectorise: it looks as if rows overlapped."""
+    at, n = np.uint64(at), np.uint64(count)
+    if code == 0:
+        return
+    if code == 1:
+        for i in range(n):
+            a[at + i] = relu(a[at + i])
+    elif code == 2:
+        for i in range(n):
+            a[at + i] = gelu(a[at + i])
+    elif code == 3:
+        for i in range(n):
+            a[at + i] = silu(a[at + i])
+    else:
+        for i in range(n):
+            a[at + i] = tanh(a[at + i])
+
+
+@inner
 def times_slope(code, saved, s, grad, g, dst, d, count):
     """dst[d + i] = grad[g + i] * the slope found from saved[s + i], for i < count."""
     s, g, d, n = np.uint64(s), np.uint64(g), np.uint64(d), np.uint64(count)
@@ -197,5 +217,26 @@ def times_slope(code, saved, s, grad, g, dst, d, count):
             dst[d + i] = grad[g + i] * square_slope(saved[s + i])
 
 
-__all__ = ["CODES", "KEEPS_INPUT", "activate", "code_of", "gelu", "gelu_slope", "kept", "relu", "relu_slope", "silu",
-           "silu_slope", "slopes", "slopes_kept", "square_slope", "times_slope", "values"]
+@inner
+def times_slope_here(code, saved, s, grad, g, count):
+    """grad[g + i] *= the slope found from saved[s + i], for i < count."""
+    s, g, n = np.uint64(s), np.uint64(g), np.uint64(count)
+    if code == 0:
+        return
+    if code == 1:
+        for i in range(n):
+            grad[g + i] *= relu_slope(saved[s + i])
+    elif code == 2:
+        for i in range(n):
+            grad[g + i] *= gelu_slope(saved[s + i])
+    elif code == 3:
+        for i in range(n):
+            grad[g + i] *= silu_slope(saved[s + i])
+    else:
+        for i in range(n):
+            grad[g + i] *= square_slope(saved[s + i])
+
+
+__all__ = ["CODES", "KEEPS_INPUT", "activate", "activate_here", "code_of", "gelu", "gelu_slope", "kept", "relu",
+           "relu_slope", "silu", "silu_slope", "slopes", "slopes_kept", "square_slope", "times_slope",
+           "times_slope_here", "values"]

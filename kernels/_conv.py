@@ -18,7 +18,7 @@ from fastdiff.kernels._activation import activate, times_slope
 from fastdiff.kernels._jit import atomic_add, flush_denormals, inner, keep_apart, kernel, restore_denormals
 from fastdiff.kernels._part import callable_part
 from fastdiff.kernels._threads import default_threads, scratch, together
-from fastdiff.kernels._tiles import BLOCKS, VECTOR_BYTES, correlate, lanes, multiply
+from fastdiff.kernels._tiles import BLOCKS, VECTOR_BYTES, correlate, lanes, multiply, take_row
 
 PERIODIC, NEUMANN, DIRICHLET = 0, 1, 2
 MODES = {"periodic": PERIODIC, "neumann": NEUMANN, "dirichlet": DIRICHLET}
@@ -201,19 +201,16 @@ def fill(dst, d, count, value):
 @inner
 def pack_row(src, row, n, mode, low, count, dst, d, width):
     """Cells low .. low + count of a row, as the boundary continues it, then zeros up to `width`. row < 0: all zeros."""
-    zero = dst.dtype.type(0)
+    vectors = width // (VECTOR_BYTES // dst.itemsize)
+    take_row(dst, d, src, row, low, min(n, low + count) if row >= 0 else 0, vectors)
     if row < 0:
-        fill(dst, d, width, zero)
         return
-    a, b = min(max(-low, 0), count), max(min(count, n - low), 0)
-    copy(src, row + low + a, dst, d + a, b - a)
-    for i in range(a):
+    for i in range(min(-low, count)):
         j = place(low + i, n, mode)
-        dst[d + i] = src[row + j] if j >= 0 else zero
-    for i in range(max(a, b), count):
+        dst[d + i] = src[row + j] if j >= 0 else dst.dtype.type(0)
+    for i in range(max(n - low, 0), count):
         j = place(low + i, n, mode)
-        dst[d + i] = src[row + j] if j >= 0 else zero
-    fill(dst, d + count, width - count, zero)
+        dst[d + i] = src[row + j] if j >= 0 else dst.dtype.type(0)
 
 
 @inner
@@ -410,9 +407,8 @@ def pack_gradient(p, grad, first, a0, a1, a2, z_count, y_count, count, space, at
         for z in range(z_count):
             for y in range(y_count):
                 row = (((first + c) * p.m0 + a0 + z) * p.m1 + a1 + y) * p.m2 + a2
-                to = at + ((c * p.t0 + z) * p.t1 + y) * p.wide
-                copy(grad, row, space, to, count)
-                fill(space, to + count, p.wide - count, space.dtype.type(0))
+                take_row(space, at + ((c * p.t0 + z) * p.t1 + y) * p.wide, grad, row, 0, count,
+                         vectors_of(space, p.wide))
 
 
 @inner

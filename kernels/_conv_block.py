@@ -1,12 +1,16 @@
 """How the two-layer block runs: the hidden layer only ever exists for a strip of cells, in first-level cache.
 
-Forward, for each strip: the K shifted copies of the input (the boundary is in them), the hidden channels, their
-activation, and K sums over the channels, S_k = sum over c of w2[c, k] h_c. The output at a cell is the sum of S_k at
-its K neighbours, so what has to be kept for a tile of the grid is K planes of S.
+Forward, for each row of hidden cells: the rows of the input around it (the boundary is in them), the hidden channels a
+strip at a time, their activation, and K sums over the channels, S_k = sum over c of w2[c, k] h_c. The output at a cell
+is the sum of S_k at its K neighbours: a row of hidden cells is added to the K/K2 rows of the output that it reaches.
 
-Backward, for each strip: the same copies and hidden channels again, K copies of the output's gradient shifted the other
-way, the hidden gradient, and sums over the strip for all weights, which stay in one block of memory for a whole chunk.
-Where the input's gradient is asked for, a task takes a whole sample and keeps K planes of it.
+Backward, for each strip: the same rows and hidden channels again, the rows of the output's gradient, the hidden
+gradient, and sums over the strip for all weights, which stay in one block of memory for a whole chunk. Beyond an edge
+that repeats its cell (neumann) the gradient is no row that is shifted: there are K copies of it then, put right at the
+edges. Where the input's gradient is asked for, a task takes a whole sample and keeps K planes of it.
+
+If the activation is a maximum, or none, it is taken in registers: forward, with few taps, the hidden channels are then
+never stored at all (`through` of _tiles.py); backward once, as what the weights' gradients are made of (`halfway`).
 """
 
 from functools import lru_cache
@@ -16,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from fastdiff.kernels._activation import activate, times_slope
+from fastdiff.kernels._activation import activate_here, times_slope_here
 from fastdiff.kernels._conv import (
     CHUNKS,
     NEUMANN,
@@ -36,12 +40,12 @@ from fastdiff.kernels._conv import (
     total,
     vectors_of,
 )
-from fastdiff.kernels._jit import atomic_add, flush_denormals, inner, kernel, restore_denormals
+from fastdiff.kernels._jit import atomic_add, flush_denormals, inner, keep_apart, kernel, restore_denormals
 from fastdiff.kernels._threads import scratch
-from fastdiff.kernels._tiles import VECTOR_BYTES, array_at
+from fastdiff.kernels._tiles import CHANNELS, FUSED, VECTOR_BYTES, add_rows, array_at, halfway, take_row, through
 
-STRIP_BYTES = 1024  # of a row of a strip
-SUMS_BYTES = 1 << 18  # of the sums of a tile: they should stay in second-level cache
+STRIP_BYTES = 1024  # of a row of a strip; twice that where few channels are kept
+T3, T5, T7, T9 = ((0,) * n for n in (3, 5, 7, 9))
 
 
 class Plan(NamedTuple):
@@ -74,12 +78,18 @@ class Plan(NamedTuple):
     c1: int
     c2: int
     strip: int  # cells of a strip
-    s0: int  # planes, rows and row length of the sums
+    s0: int  # planes, rows and row length of the sums, forward of one row
     s1: int
     pitch: int
     chunks: int
     m: int  # channels and taps of one product of the backward pass
     t: int
+    simple: int  # whether the activation is a maximum with 0, or none
+    fused: int  # whether the hidden channels stay in registers then
+    direct: int  # whether the gradient's rows are only shifted
+    together: int  # rows of a strip
+    rows: int  # of the input under them
+    lines: int  # from row to row of the input
     first: int  # places: weights of the first layer, of the second one, what sums start from, and the rest
     second: int
     start: int
@@ -87,7 +97,10 @@ class Plan(NamedTuple):
     last: int  # the output's bias
     ones: int
     turned: int  # weights for the way back
-    shifted: int
+    records: int  # all weights of a channel, one after the other
+    shifted: int  # rows of the input
+    gradient: int  # rows, or copies, of the output's gradient
+    plain: int  # the gradient itself
     hidden: int
     slopes: int
     spare: int
@@ -107,34 +120,45 @@ def plan_for(shape, kernel_size, channels, modes, code, dtype, backward=False, w
     up = lambda count: ceil(count / width) * width
     half = [(k - 1) // 2 for k in kernel_size]
     taps = int(np.prod(kernel_size))
-    block, tap_block = block_for(channels), block_for(taps)
+    simple = code in (0, 1)
+    block, tap_block = CHANNELS if simple else block_for(channels), block_for(taps)
     padded, tap_padded = ceil(channels / block) * block, ceil(taps / tap_block) * tap_block
-    strip = max(width, STRIP_BYTES // dtype.itemsize)
-    tile = tuple(n) if whole else _tile(n, half, tap_padded, dtype.itemsize, backward)
+    strip = max(width, STRIP_BYTES * (1 + simple) // dtype.itemsize)
+    tile = tuple(n) if whole else _tile(n, half, 4096 if backward else 16384)
     counts = [ceil(a / t) for a, t in zip(n, tile)]
     pitch = up(tile[2] + 2 * half[2]) + width
-    m, t = sums_for(padded, taps)
-    rows = (tile[0], tile[1]) if backward else (tile[0] + 2 * half[0], tile[1] + 2 * half[1])
-    plane = rows[0] * rows[1] * pitch
+    m, t = sums_for(padded, kernel_size[2])
+    wide = up(min(strip, tile[2])) if backward else strip
+    together, lines = strip // wide, wide + up(2 * half[2])
+    rows, sums = together + 2 * half[1], tile[:2] if backward else (1, 1)
+    direct = all(mode != NEUMANN or h == 0 for mode, h in zip(modes, half))
+    under, plane = kernel_size[0] * rows * lines, sums[0] * sums[1] * pitch
     sizes = dict(first=padded * taps, second=padded * tap_padded, start=padded, zeros=max(padded, tap_padded), last=1,
-                 ones=max(taps, strip), turned=padded * (taps + tap_padded), shifted=(2 * taps + 1) * strip,
+                 ones=strip, turned=padded * (taps + tap_padded), records=padded * (2 * taps + 1), shifted=under,
+                 gradient=(under if direct else taps * strip) if backward else 0, plain=strip if backward else 0,
                  hidden=padded * strip, slopes=padded * strip if backward else 0, spare=tap_padded * width,
                  acc=(padded * (2 * taps + 1) + 1) * width, sums=tap_padded * plane if whole or not backward else 0)
     at, places = 0, {}
     for name, size in sizes.items():
         places[name] = at
         at += up(size)
+    chunks = max(1, min(CHUNKS, B * int(np.prod(counts))))
     plan = Plan(B, code, channels, block, padded, taps, tap_block, tap_padded, *n, *kernel_size, *half, *modes, *tile,
-                *counts, strip, *rows, pitch, max(1, min(CHUNKS, B * int(np.prod(counts)))), m, t, **places, memory=at)
-    i, j, l = np.ogrid[: kernel_size[0], : kernel_size[1], : kernel_size[2]]
-    spread = np.arange(taps) * plane + ((i * rows[1] + j) * pitch + l).reshape(-1)
-    offsets = np.concatenate([np.arange(max(taps, padded)) * strip, spread]).astype(np.int64)
-    return plan, offsets
+                *counts, strip, *sums, pitch, chunks, m, t, int(simple), int(simple and taps in FUSED), int(direct),
+                together, rows, lines, **places, memory=at)
+    return plan, _offsets(plan)
 
 
-def _tile(n, half, planes, itemsize, backward):
-    """Cells of a tile: whole rows if they are not too long, and as many as the sums have room for."""
-    room = 4096 if backward else max(256, SUMS_BYTES // (itemsize * planes))
+def _offsets(p):
+    """Where things are, from the first of their kind on: channels, what taps of the input read, and of the gradient."""
+    a, b, c = np.ogrid[: p.k0, : p.k1, : p.k2]
+    near = ((a * p.rows + b) * p.lines + c).reshape(-1)
+    return np.concatenate([np.arange(p.padded) * p.strip, near, near[::-1] if p.direct else np.arange(p.taps) * p.strip]
+                          ).astype(np.int64)
+
+
+def _tile(n, half, room):
+    """Cells of a tile: whole rows if they are not too long, and as many as `room` allows."""
     t2 = n[2] if n[2] <= 2048 else 2048
     t1 = min(n[1], max(1 + 2 * half[1], room // t2))
     return min(n[0], max(1 + 2 * half[0], room // (t2 * t1))), t1, t2
@@ -145,38 +169,63 @@ def pack_weights(p, w1, b1, w2, b2, space):
     """Put the weights into the order of use: a layer's by block of its results; the same for the way back."""
     zero = space.dtype.type(0)
     fill(space, 0, p.shifted, zero)
-    fill(space, p.ones, max(p.taps, p.strip), space.dtype.type(1))
+    fill(space, p.ones, p.strip, space.dtype.type(1))
     for c in range(p.channels):
         space[p.start + c] = b1[c]
+        record = p.records + c * (2 * p.taps + 1)
+        space[record] = b1[c]
         for k in range(p.taps):
             space[p.first + (c // p.block * p.taps + k) * p.block + c % p.block] = w1[c * p.taps + k]
             space[p.second + (k // p.tap_block * p.padded + c) * p.tap_block + k % p.tap_block] = w2[c * p.taps + k]
             space[p.turned + (c // p.block * p.taps + k) * p.block + c % p.block] = w2[c * p.taps + k]
             space[p.turned + p.padded * p.taps + (k // p.tap_block * p.padded + c) * p.tap_block
                   + k % p.tap_block] = w1[c * p.taps + k]
+            space[record + 1 + k] = w1[c * p.taps + k]
+            space[record + 1 + p.taps + k] = w2[c * p.taps + k]
     space[p.last] = b2[0]
 
 
 @inner
-def shift_input(p, x, sample, z, y, j, count, space, at, pitch, width):
-    """The K shifted copies of a strip of the input, around hidden cells (z, y, j ... j + count)."""
-    k = 0
+def pack_rows(p, src, sample, z, y, rows, j, count, space, at):
+    """The rows of a field that `rows` strips of hidden cells (z, y, j ... j + count), one above the other, reach."""
+    width = VECTOR_BYTES // space.itemsize
+    long = (vectors_of(space, count) + -(-2 * p.h2 // width)) * width
     for a in range(p.k0):
         zz = place(z + a - p.h0, p.n0, p.mode0)
-        for b in range(p.k1):
+        for b in range(rows + 2 * p.h1):
             yy = place(y + b - p.h1, p.n1, p.mode1)
             row = sample + (zz * p.n1 + yy) * p.n2 if zz >= 0 and yy >= 0 else -1
-            for c in range(p.k2):
-                pack_row(x, row, p.n2, p.mode2, j + c - p.h2, count, space, at + k * pitch, width)
-                k += 1
+            pack_row(src, row, p.n2, p.mode2, j - p.h2, count + 2 * p.h2, space, at + (a * p.rows + b) * p.lines,
+                     long)
 
 
 @inner
-def hidden_layer(p, space, offsets, vectors):
-    """The hidden channels of a strip, before the activation."""
+def floor_of(p, space):
+    """What the activation is a maximum with."""
+    return space.dtype.type(0) if p.code == 1 else space.dtype.type(-np.inf)
+
+
+@inner
+def sum_in_registers(p, space, offsets, at, vectors):
+    """`through` for a strip whose input rows are there."""
+    keep_apart()
+    plane, tap, floor = p.pitch, p.padded, floor_of(p, space)
+    if p.taps == 3:
+        through(space, at, plane, space, p.shifted, offsets, tap, T3, space, p.records, p.padded, floor, vectors)
+    elif p.taps == 5:
+        through(space, at, plane, space, p.shifted, offsets, tap, T5, space, p.records, p.padded, floor, vectors)
+    elif p.taps == 7:
+        through(space, at, plane, space, p.shifted, offsets, tap, T7, space, p.records, p.padded, floor, vectors)
+    else:
+        through(space, at, plane, space, p.shifted, offsets, tap, T9, space, p.records, p.padded, floor, vectors)
+
+
+@inner
+def hidden_layer(p, space, offsets, here, to, vectors):
+    """The hidden channels of a strip, before the activation, from the input's rows at `here`."""
     for block in range(p.padded // p.block):
-        times(p.block, space, p.hidden + block * p.block * p.strip, p.strip, space, p.shifted, offsets, 0, p.taps,
-              space, p.first + block * p.taps * p.block, space, p.start + block * p.block, vectors)
+        times(p.block, space, to + block * p.block * p.strip, p.strip, space, here, offsets, p.padded, p.taps, space,
+              p.first + block * p.taps * p.block, space, p.start + block * p.block, vectors)
 
 
 # -- forward ---------------------------------------------------------------------------------------------------------
@@ -184,17 +233,18 @@ def hidden_layer(p, space, offsets, vectors):
 
 @inner
 def sum_strip(p, x, sample, z, y, j, count, space, offsets, at):
-    """S_k of the hidden cells (z, y, j ... j + count), to `at` in each of the K planes."""
-    width = VECTOR_BYTES // space.itemsize
+    """S_k of the hidden cells (z, y, j ... j + count), to `at` in each of the K rows."""
     vectors = vectors_of(space, count)
-    shift_input(p, x, sample, z, y, j, count, space, p.shifted, p.strip, vectors * width)
-    hidden_layer(p, space, offsets, vectors)
+    pack_rows(p, x, sample, z, y, 1, j, count, space, p.shifted)
+    if p.fused:
+        sum_in_registers(p, space, offsets, at, vectors)
+        return
+    hidden_layer(p, space, offsets, p.shifted, p.hidden, vectors)
     for c in range(p.padded):
-        activate(p.code, space, p.hidden + c * p.strip, space, p.hidden + c * p.strip, vectors * width)
-    plane = p.s0 * p.s1 * p.pitch
+        activate_here(p.code, space, p.hidden + c * p.strip, vectors * (VECTOR_BYTES // space.itemsize))
     for block in range(p.tap_padded // p.tap_block):
-        times(p.tap_block, space, at + block * p.tap_block * plane, plane, space, p.hidden, offsets, 0, p.padded, space,
-              p.second + block * p.padded * p.tap_block, space, p.zeros, vectors)
+        times(p.tap_block, space, at + block * p.tap_block * p.pitch, p.pitch, space, p.hidden, offsets, 0, p.padded,
+              space, p.second + block * p.padded * p.tap_block, space, p.zeros, vectors)
 
 
 @inner
@@ -203,7 +253,7 @@ def sum_row(p, x, sample, z, y, low, count, space, offsets, at):
     a, b = max(low, 0), min(low + count, p.n2)
     for j in range(a, b, p.strip):
         sum_strip(p, x, sample, z, y, j, min(p.strip, b - j), space, offsets, at + j - low)
-    plane = p.s0 * p.s1 * p.pitch
+    plane = p.pitch
     for side in range(2):
         first, last = (low, min(0, low + count)) if side == 0 else (max(p.n2, low), low + count)
         for j in range(first, last):
@@ -220,7 +270,7 @@ def sum_row(p, x, sample, z, y, low, count, space, offsets, at):
 @inner
 def one_by_one(p, x, sample, z, y, first, last, low, space, offsets, at):
     """Cells beyond the grid whose like is in another tile; what the whole vector overwrites is put back."""
-    plane, width = p.s0 * p.s1 * p.pitch, VECTOR_BYTES // space.itemsize
+    plane, width = p.pitch, VECTOR_BYTES // space.itemsize
     for j in range(first, last):
         for k in range(p.tap_padded):
             copy(space, at + k * plane + j - low, space, p.spare + k * width, width)
@@ -230,43 +280,54 @@ def one_by_one(p, x, sample, z, y, first, last, low, space, offsets, at):
 
 
 @inner
+def add_shifted(space, at, step, count, y, to, n, fresh, bias):
+    """y[to + i] = bias, or what it was unless `fresh`, + sum over c < count of space[at + c*step + i]."""
+    width = VECTOR_BYTES // space.itemsize
+    add_rows(y, to, space, at, step, count, fresh, bias, n // width)
+    for i in range(n // width * width, n):
+        total = bias if fresh else y[to + i]
+        for c in range(count):
+            total += space[at + c * step + i]
+        y[to + i] = total
+
+
+@inner
 def forward_tile(p, x, y, target, scale, b, a0, a1, a2, space, offsets):
     """One tile of the output; with a target, `y` receives scale * (output - target). Returns the sum of squares."""
     z_count, y_count, count = min(p.t0, p.n0 - a0), min(p.t1, p.n1 - a1), min(p.t2, p.n2 - a2)
-    plane, sample = p.s0 * p.s1 * p.pitch, b * p.n0 * p.n1 * p.n2
+    sample, bias = b * p.n0 * p.n1 * p.n2, space[p.last]
     for i in range(z_count + 2 * p.h0):
         z = place(a0 - p.h0 + i, p.n0, p.mode0)
         for j in range(y_count + 2 * p.h1):
             line = place(a1 - p.h1 + j, p.n1, p.mode1)
-            at = p.sums + (i * p.s1 + j) * p.pitch
-            if z >= 0 and line >= 0:
-                sum_row(p, x, sample, z, line, a2 - p.h2, count + 2 * p.h2, space, offsets, at)
-            else:
-                for k in range(p.taps):
-                    fill(space, at + k * plane, p.pitch, space.dtype.type(0))
+            inside = z >= 0 and line >= 0
+            if inside:
+                sum_row(p, x, sample, z, line, a2 - p.h2, count + 2 * p.h2, space, offsets, p.sums)
+            for a in range(max(0, i - z_count + 1), min(p.k0, i + 1)):
+                for c in range(max(0, j - y_count + 1), min(p.k1, j + 1)):
+                    to, fresh = sample + ((a0 + i - a) * p.n1 + a1 + j - c) * p.n2 + a2, a == 0 and c == 0
+                    if inside:
+                        add_shifted(space, p.sums + (a * p.k1 + c) * p.k2 * p.pitch, p.pitch + 1, p.k2, y, to, count,
+                                    fresh, bias)
+                    elif fresh:
+                        fill(y, to, count, bias)
     squares = space.dtype.type(0)
-    for i in range(z_count):
-        for j in range(y_count):
-            for l in range(0, count, p.strip):
-                n = min(p.strip, count - l)
-                here = p.sums + (i * p.s1 + j) * p.pitch + l
-                times(1, space, p.hidden, p.strip, space, here, offsets, max(p.taps, p.padded), p.taps, space, p.ones,
-                      space, p.last, vectors_of(space, n))
-                to = sample + ((a0 + i) * p.n1 + a1 + j) * p.n2 + a2 + l
-                if target.size == 0:
-                    copy(space, p.hidden, y, to, n)
-                else:
-                    squares += residual(space, p.hidden, target, to, y, scale, n)
+    if target.size > 0:
+        for i in range(z_count):
+            for j in range(y_count):
+                for l in range(0, count, p.strip):
+                    to = sample + ((a0 + i) * p.n1 + a1 + j) * p.n2 + a2 + l
+                    squares += residual(space, p.hidden, target, to, y, scale, min(p.strip, count - l))
     return squares
 
 
 @inner
 def residual(space, at, target, to, y, scale, count):
-    """y = scale * (space - target); returns the sum of the squares of the difference."""
+    """y = scale * (y - target); returns the sum of the squares of the difference."""
     at, to, n = np.uint64(at), np.uint64(to), np.uint64(count)
     s, one = space.dtype.type(0), np.uint64(1)
     for i in range(n):
-        d = space[at + i] - target[to + i]
+        d = y[to + i] - target[to + i]
         space[at + i] = d * d
         y[to + i] = scale * d
     while n > one:  # by halves: the error grows with the logarithm
@@ -333,46 +394,78 @@ def shift_gradient(p, grad, sample, z, y, j, count, space, at, pitch, width):
 
 
 @inner
-def backward_strip(p, x, grad, sample, z, y, rows, j, count, space, offsets):
-    """Add the share of `rows` strips, side by side in scratch memory, to the sums of all weights."""
+def backward_strip(p, x, grad, sample, z, y, rows, j, count, space, offsets, wanted):
+    """Add the share of `rows` strips, one above the other, to the sums of all weights."""
     width = VECTOR_BYTES // space.itemsize
-    wide = vectors_of(space, count) * width
-    gradient = p.shifted + p.taps * p.strip
-    plain = gradient + p.taps * p.strip
+    vectors = vectors_of(space, count)
+    wide = vectors * width
+    pack_rows(p, x, sample, z, y, rows, j, count, space, p.shifted)
+    if p.direct:
+        pack_rows(p, grad, sample, z, y, rows, j, count, space, p.gradient)
     for r in range(rows):
-        shift_input(p, x, sample, z, y + r, j, count, space, p.shifted + r * wide, p.strip, wide)
-        shift_gradient(p, grad, sample, z, y + r, j, count, space, gradient + r * wide, p.strip, wide)
-        copy(grad, sample + (z * p.n1 + y + r) * p.n2 + j, space, plain + r * wide, count)
-        fill(space, plain + r * wide + count, wide - count, space.dtype.type(0))
-    vectors, acc = rows * wide // width, p.acc // width
-    hidden_layer(p, space, offsets, vectors)
-    for block in range(p.padded // p.block):
-        times(p.block, space, p.slopes + block * p.block * p.strip, p.strip, space, gradient, offsets, 0, p.taps, space,
-              p.turned + block * p.taps * p.block, space, p.zeros, vectors)
-    for c in range(p.padded):
-        at, to = p.hidden + c * p.strip, p.slopes + c * p.strip
-        back(p.code, space, at, to, vectors * width)
-    for c in range(0, p.padded, p.m):
-        for k in range(0, p.taps, p.t):
-            into = c * p.taps + k * p.m
-            gather(p.m, p.t, space, acc + into, space, p.slopes + c * p.strip, p.strip, space, p.shifted + k * p.strip,
-                   p.strip, 1, 0, 0, vectors)
-            gather(p.m, p.t, space, acc + p.padded * (p.taps + 1) + into, space, p.hidden + c * p.strip, p.strip, space,
-                   gradient + k * p.strip, p.strip, 1, 0, 0, vectors)
-        gather(p.m, 1, space, acc + p.padded * p.taps + c, space, p.slopes + c * p.strip, p.strip, space, p.ones, 0, 1,
-               0, 0, vectors)
-    gather(1, 1, space, acc + p.padded * (2 * p.taps + 1), space, plain, 0, space, p.ones, 0, 1, 0, 0, vectors)
+        if not p.direct:
+            shift_gradient(p, grad, sample, z, y + r, j, count, space, p.gradient + r * wide, p.strip, wide)
+        take_row(space, p.plain + r * wide, grad, sample + (z * p.n1 + y + r) * p.n2, j, j + count, vectors)
+    gather(1, 1, space, p.acc // width + p.padded * (2 * p.taps + 1), space, p.plain, 0, space, p.ones, 0, 1, 0, 0,
+           rows * vectors)
+    step = p.m if p.simple and p.m % CHANNELS == 0 else p.padded  # few channels at once stay in first-level cache
+    for c in range(0, p.padded, step):
+        slopes = p.slopes + (c * p.strip if wanted or not p.simple else 0)
+        for r in range(rows):
+            two_rows(p, space, offsets, c, step, slopes, r, wide, count)
+        add_products(p, space, offsets, c, step, slopes, rows, wide)
 
 
 @inner
-def back(code, space, at, to, count):
+def two_rows(p, space, offsets, first, channels, slopes, r, wide, count):
+    """Strip `r` of the hidden layer and of the gradient of its sums, for some channels; zeros beyond `count`."""
+    here, there = p.shifted + r * p.lines, p.gradient + r * (p.lines if p.direct else wide)
+    hidden, slopes, taps = p.hidden + r * wide, slopes + r * wide, p.padded + p.taps
+    vectors = wide // (VECTOR_BYTES // space.itemsize)
+    if p.simple:
+        halfway(space, hidden, slopes, p.strip, here, there, offsets, p.padded, taps, p.taps, space,
+                p.records + first * (2 * p.taps + 1), channels, floor_of(p, space), vectors)
+    else:
+        hidden_layer(p, space, offsets, here, hidden, vectors)
+        for block in range(p.padded // p.block):
+            times(p.block, space, slopes + block * p.block * p.strip, p.strip, space, there, offsets, taps, p.taps,
+                  space, p.turned + block * p.taps * p.block, space, p.zeros, vectors)
+        for c in range(p.padded):
+            slopes_here(p.code, space, hidden + c * p.strip, slopes + c * p.strip, wide)
+    if count < wide:
+        for c in range(channels):
+            fill(space, hidden + c * p.strip + count, wide - count, space.dtype.type(0))
+            fill(space, slopes + c * p.strip + count, wide - count, space.dtype.type(0))
+
+
+@inner
+def add_products(p, space, offsets, first, channels, slopes, rows, wide):
+    """Add the share of some channels of `rows` strips to the sums of their weights."""
+    keep_apart()
+    width = VECTOR_BYTES // space.itemsize
+    acc, vectors = p.acc // width, wide // width
+    turn, row = (-1, p.lines) if p.direct else (p.strip, wide)
+    for c in range(0, channels, p.m):
+        left, right = slopes + c * p.strip, p.hidden + c * p.strip
+        for k in range(0, p.taps, p.t):
+            into = acc + (first + c) * p.taps + k * p.m
+            gather(p.m, p.t, space, into, space, left, p.strip, space, p.shifted + offsets[p.padded + k], 1, rows, wide,
+                   p.lines, vectors)
+            gather(p.m, p.t, space, into + p.padded * (p.taps + 1), space, right, p.strip, space,
+                   p.gradient + offsets[p.padded + p.taps + k], turn, rows, wide, row, vectors)
+        gather(p.m, 1, space, acc + p.padded * p.taps + first + c, space, left, p.strip, space, p.ones, 0, 1, 0, 0,
+               rows * vectors)
+
+
+@inner
+def slopes_here(code, space, at, to, count):
     """Turn sums (`at`) into the hidden layer, and its gradient (`to`) into theirs."""
     if code == 2 or code == 3:  # those whose slope needs what went in
-        times_slope(code, space, at, space, to, space, to, count)
-        activate(code, space, at, space, at, count)
+        times_slope_here(code, space, at, space, to, count)
+        activate_here(code, space, at, count)
     else:
-        activate(code, space, at, space, at, count)
-        times_slope(code, space, at, space, to, space, to, count)
+        activate_here(code, space, at, count)
+        times_slope_here(code, space, at, space, to, count)
 
 
 @inner
@@ -417,10 +510,9 @@ def backward_tile(p, x, grad, b, a0, a1, a2, space, offsets, wanted):
         for l in range(0, count, p.strip):
             n = min(p.strip, count - l)
             wide = vectors_of(space, n) * width
-            together = max(1, p.strip // wide)
-            for y in range(a1, a1 + y_count, together):
-                rows = min(together, a1 + y_count - y)
-                backward_strip(p, x, grad, sample, z, y, rows, a2 + l, n, space, offsets)
+            for y in range(a1, a1 + y_count, p.together):
+                rows = min(p.together, a1 + y_count - y)
+                backward_strip(p, x, grad, sample, z, y, rows, a2 + l, n, space, offsets, wanted)
                 if wanted:
                     keep_planes(p, space, offsets, z, y, a2 + l, rows, wide)
 

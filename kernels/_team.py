@@ -11,6 +11,9 @@ that have, spinning shortly and then giving way. One job at a time: a caller tha
 is done: pieces taken in turns would have the cores' prefetchers fetch, and write into, each other's cache lines, which
 on a two-core Zen 5 VM makes two threads as slow as one.
 
+A helper that wakes up on the caller's core, where Linux likes to put it, waits there until the caller is done: a
+caller that finds one where it is itself sends it away, to any other core that the caller may use.
+
 Safe after a fork (the child starts helpers of its own) and at exit (the helpers leave compiled code first).
 """
 
@@ -34,9 +37,13 @@ LINE = 8  # words of a cache line
 WORDS = 64 * LINE
 LOCK, STATE, DONE, FUNCTION, DATA, BELL, SLEEPERS, MOST, QUIT = (LINE * k for k in range(9))
 MUTEX, CONDITION = LINE * 16, LINE * 32  # 128 bytes each are enough for pthread's on Linux and macOS
+CORES, THREADS, MASK = LINE * 40, LINE * 48, LINE * 56  # of each helper: the core it was last on, and its thread
 OPEN, JOINED = 1 << 32, 0xFFFF
 SPINS = 4000  # looks at the board before a helper sleeps: about 100 microseconds
+PLACED = 64  # helpers beyond are where the system puts them
+CORE_SET = 128  # bytes of a set of cores
 AVAILABLE = sys.platform != "win32" and hasattr(ctypes.CDLL(None), "pthread_cond_wait")
+_CAN_PLACE = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "sched_getcpu")
 
 _POINTER = ir.IntType(8).as_pointer()
 _ON_X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -180,6 +187,50 @@ else:  # helpers come from _threads.py
         give_way()
 
 
+if AVAILABLE and _CAN_PLACE:
+    _core = _external("sched_getcpu", 0)
+    _cores_of = types.ExternalFunction("sched_getaffinity", types.int32(types.int32, types.uintp, types.uintp))
+    _confine = types.ExternalFunction("sched_setaffinity", types.int32(types.int32, types.uintp, types.uintp))
+
+    @inner
+    def _say_where(board, number):  # pyright: ignore[reportRedeclaration]
+        """A helper writes down which core it is on."""
+        core = np.int64(_core())
+        if number < PLACED and board[CORES + number] != core:
+            board[CORES + number] = core
+
+    @inner
+    def _send_away(board, number, core):
+        """Let a helper run on the cores that this thread may use, but for one."""
+        mask = _address(board, MASK)
+        if core >= 8 * CORE_SET or _cores_of(0, CORE_SET, mask) < 0:
+            return
+        word, bit = MASK + (core >> 6), np.int64(1) << (core & 63)
+        board[word] &= ~bit
+        for k in range(CORE_SET // 8):
+            if board[MASK + k] != 0:
+                _confine(np.int32(board[THREADS + number]), CORE_SET, mask)
+                board[CORES + number] = -1
+                break
+
+    @inner
+    def _make_room(board, helpers):  # pyright: ignore[reportRedeclaration]
+        """Send helpers away from this thread's core."""
+        core = np.int64(_core())
+        for k in range(min(helpers, PLACED)):
+            if board[CORES + k] == core:
+                _send_away(board, k, core)
+else:
+
+    @inner
+    def _say_where(board, number):  # pyright: ignore[reportRedeclaration]
+        """Helpers are where the system puts them."""
+
+    @inner
+    def _make_room(board, helpers):  # pyright: ignore[reportRedeclaration]
+        """Helpers are where the system puts them."""
+
+
 # -- jobs ------------------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +244,7 @@ def _announce(board):
 
 @inner
 def _open(board, helpers, function, data):
+    _make_room(board, helpers)
     board[MOST], board[FUNCTION], board[DATA] = helpers, function, data
     atomic_store(board, DONE, 0)
     atomic_store(board, STATE, OPEN)
@@ -231,11 +283,12 @@ def together(board, helpers, entry, args):
 
 
 @kernel()
-def serve(board, spins):
-    """A helper's life."""
+def serve(board, spins, number):
+    """The life of helper `number`."""
     seen = atomic_load(board, BELL)
     while atomic_load(board, QUIT) == 0:
         looks = 0
+        _say_where(board, number)
         while atomic_load(board, BELL) == seen:
             looks += 1
             if looks < spins:
@@ -301,8 +354,15 @@ def _new_board():
     library, start = ctypes.CDLL(None), board.ctypes.data
     library.pthread_mutex_init(ctypes.c_void_p(start + 8 * MUTEX), None)
     library.pthread_cond_init(ctypes.c_void_p(start + 8 * CONDITION), None)
+    board[CORES : CORES + PLACED] = -1
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(raw))  # helpers look at it until the process ends
     return board
+
+
+def _live(board, number):
+    if number < PLACED:
+        board[THREADS + number] = threading.get_native_id()
+    serve(board, SPINS, number)
 
 
 def _board_with(helpers: int) -> np.ndarray:
@@ -313,8 +373,9 @@ def _board_with(helpers: int) -> np.ndarray:
             if _board is None:
                 _board = _new_board()
             while len(_helpers) < helpers:
-                name = f"fastdiff-team-{len(_helpers) + 1}"
-                thread = threading.Thread(target=serve, args=(_board, SPINS), daemon=True, name=name)
+                number = len(_helpers)
+                thread = threading.Thread(target=_live, args=(_board, number), daemon=True,
+                                          name=f"fastdiff-team-{number + 1}")
                 thread.start()
                 _helpers.append(thread)
     return _board

@@ -1,5 +1,6 @@
 """Helpers that stay in compiled code: every piece once, from many threads at once, after a fork, and at exit."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -69,6 +70,24 @@ def test_helpers_wake_up_again():
     for pause in (0, 0.001, 0.05):
         time.sleep(pause)
         assert (take(64, 2, rounds=200)[0] == 1).all()
+
+
+@pytest.mark.skipif(not _team.AVAILABLE or not _team._CAN_PLACE or len(os.sched_getaffinity(0)) < 2,
+                    reason="helpers are placed on Linux, where there are two cores")
+def test_a_helper_leaves_the_core_of_its_caller():
+    take(64, 2)
+    helper, libc = _team._helpers[0].native_id, ctypes.CDLL(None)
+    for _ in range(50):  # this thread may be moved itself, in between
+        here = libc.sched_getcpu()
+        os.sched_setaffinity(helper, {here})
+        time.sleep(0.01)  # asleep by now
+        take(64, 2)
+        left = os.sched_getaffinity(helper)
+        if left == os.sched_getaffinity(0) - {here}:
+            break
+        take(64, 2)
+    else:
+        pytest.fail(f"the helper may run on {left}, its caller runs on {libc.sched_getcpu()}")
 
 
 def test_many_threads_at_once():

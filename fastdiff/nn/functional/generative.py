@@ -14,7 +14,8 @@ from fastdiff.kernels import sampler as _sampler
 from fastdiff.kernels import time_embedding as _embedding
 from fastdiff.kernels.noise import Draw
 from fastdiff.kernels.sampler import Coefficients
-from fastdiff.nn._ops import arrays, into, op, plain
+from fastdiff.nn._memory import empty_like
+from fastdiff.nn._ops import arrays, into, op, plain, quick
 
 
 def _cuda(function):
@@ -29,7 +30,7 @@ def _cuda(function):
 
 
 def _like(u, *rest):
-    return torch.empty_like(u, memory_format=torch.contiguous_format)
+    return empty_like(u)
 
 
 def _two(u, *rest):
@@ -58,6 +59,7 @@ _normal = op(
     _cuda(lambda s, u, *draw: _noise.normal_cuda(u, Draw(*draw), stream=s)))
 
 
+@quick
 class _AddNoise(Function):
     @staticmethod
     def forward(u, coefficients, noise):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -175,6 +177,7 @@ _loss_gradient = op("weighted_mse_gradient(Tensor u, Tensor target, Tensor weigh
                     _cuda(lambda s, *a: _sampler.loss_gradient_cuda(*a, stream=s)))
 
 
+@quick
 class _LossGradient(Function):
     """2 w_b / N_b (u - target): linear in u and target, so that the loss can be differentiated twice."""
 
@@ -198,6 +201,7 @@ class _LossGradient(Function):
         return _flattened(_LossGradient, info, in_dims, given)
 
 
+@quick
 class _WeightedMSE(Function):
     @staticmethod
     def forward(u, target, weight):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -264,6 +268,7 @@ def _norm_on(stream, u, gain, bias, residual, groups, eps, silu):
     return _group_norm.cuda(u, gain, bias, groups, eps, silu, residual, stream=stream)
 
 
+@quick
 class _NormBackward(Function):
     """The backward kernel; what would be its own gradient is refused."""
 
@@ -287,30 +292,62 @@ class _NormBackward(Function):
         return tuple(o.reshape(info.batch_size, -1, *o.shape[1:]) for o in out), (0, 0, 0)
 
 
+def _affine(u, weight, bias, scale, shift):
+    """What each channel of each sample is multiplied by, and what is added: (B, C)."""
+    gain = u.new_ones(u.shape[1]) if weight is None else weight
+    offset = torch.zeros_like(gain) if bias is None else bias
+    if scale is not None:
+        more = 1 + scale
+        gain, offset = gain * more, offset * more
+    if shift is not None:
+        offset = offset + shift
+    shape = u.shape[:2]  # what comes out of an operator is nothing that went in
+    return (gain.expand(shape).clone() if scale is None else gain.expand(shape),
+            offset.expand(shape).clone() if scale is None and shift is None else offset.expand(shape))
+
+
+def _affine_backward(dgain, doffset, weight, bias, scale, shift):
+    """The cotangents of `_affine`'s arguments; weight and bias are one for all samples, or one for each."""
+    def folded(g, given):
+        g = g if scale is None else g * (1 + scale)
+        return None if given is None else g if given.ndim == 2 else g.sum(0)
+
+    dscale = None
+    if scale is not None:
+        dscale = dgain if weight is None else dgain * weight
+        dscale = dscale if bias is None else torch.addcmul(dscale, doffset, bias)
+    return folded(dgain, weight), folded(doffset, bias), dscale, None if shift is None else doffset
+
+
+@quick
 class _GroupNorm(Function):
     @staticmethod
-    def forward(u, gain, bias, residual, groups, eps, silu):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _norm(u, gain, bias, residual, groups, eps, silu)
+    def forward(u, weight, bias, scale, shift, residual, groups, eps, silu):  # pyright: ignore[reportIncompatibleMethodOverride]
+        gain, offset = _affine(u, weight, bias, scale, shift)
+        return *_norm(u, gain, offset, residual, groups, eps, silu), gain, offset
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        u, gain, bias, residual, _, _, ctx.silu = inputs
-        ctx.residual = residual is not None
-        ctx.mark_non_differentiable(output[1], output[2])
-        ctx.save_for_backward(u, gain, bias, output[1], output[2])
+        u, weight, bias, scale, shift, residual, _, _, ctx.silu = inputs
+        ctx.residual, ctx.shift = residual is not None, shift is not None
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(u, weight, bias, scale, *output[1:])
 
     @staticmethod
     def backward(ctx, g, *rest):  # pyright: ignore[reportIncompatibleMethodOverride]
-        u, gain, bias, mean, rate = ctx.saved_tensors
-        found = _NormBackward.apply(u, g, mean, rate, gain, bias, ctx.silu)
-        return *found, g if ctx.residual else None, None, None, None
+        u, weight, bias, scale, mean, rate, gain, offset = ctx.saved_tensors
+        du, dgain, doffset = _NormBackward.apply(u, g, mean, rate, gain, offset, ctx.silu)
+        found = _affine_backward(dgain, doffset, weight, bias, scale, doffset if ctx.shift else None)
+        return du, *found, g if ctx.residual else None, None, None, None
 
     @staticmethod
     def vmap(info, in_dims, *given):  # pyright: ignore[reportIncompatibleMethodOverride]
-        front = [x if x is None else _to_front(x, d, info.batch_size) for x, d in zip(given[:4], in_dims)]
+        front = [x if x is None else _to_front(x, d, info.batch_size) for x, d in zip(given[:6], in_dims)]
+        samples = front[0].shape[1]
+        front[1:3] = [x if x is None or x.ndim == 3 else x.unsqueeze(1).expand(-1, samples, -1) for x in front[1:3]]
         flat = [x if x is None else x.reshape(-1, *x.shape[2:]) for x in front]
-        out = _GroupNorm.apply(*flat, *given[4:])
-        return tuple(o.reshape(info.batch_size, -1, *o.shape[1:]) for o in out), (0, 0, 0)
+        out = _GroupNorm.apply(*flat, *given[6:])
+        return tuple(o.reshape(info.batch_size, -1, *o.shape[1:]) for o in out), (0,) * 5
 
 
 def group_norm(u, groups: int, weight=None, bias=None, scale=None, shift=None, residual=None, *, silu: bool = False,
@@ -325,14 +362,7 @@ def group_norm(u, groups: int, weight=None, bias=None, scale=None, shift=None, r
     _group_norm.check_groups(u.shape[1], groups)
     if residual is not None:
         _check_alike(u, residual, "residual")
-    gain = u.new_ones(u.shape[1]) if weight is None else weight
-    offset = torch.zeros_like(gain) if bias is None else bias
-    if scale is not None:
-        gain, offset = gain * (1 + scale), offset * (1 + scale)
-    if shift is not None:
-        offset = offset + shift
-    shape = u.shape[:2]
-    return _GroupNorm.apply(u, gain.expand(shape), offset.expand(shape), residual, groups, eps, silu)[0]
+    return _GroupNorm.apply(u, weight, bias, scale, shift, residual, groups, eps, silu)[0]
 
 
 # -- time embedding ----------------------------------------------------------------------------------------------------

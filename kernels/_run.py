@@ -31,8 +31,11 @@ class Plan(NamedTuple):
     depth: int
 
 
-def plan_for(shape, kinds, itemsize: int, threads: int, steps: int, kept: int = 0) -> Plan:
-    """The plan for a state of shape (B, C, n0, n1, n2) on axes of the given kinds; the last `kept` of C are kept."""
+def plan_for(shape, kinds, itemsize: int, threads: int, steps: int, kept: int = 0, fields: int = 0) -> Plan:
+    """The plan for a state of shape (B, C, n0, n1, n2) on axes of the given kinds; the last `kept` of C are kept.
+
+    The rule reads `fields` numbers of every cell.
+    """
     B, C, n0, n1, n2 = shape
     if n0 == n1 == 1:
         return _plan_line(B, C, n2, kinds, itemsize, threads, steps)
@@ -42,7 +45,7 @@ def plan_for(shape, kinds, itemsize: int, threads: int, steps: int, kept: int = 
     resident = (copies + kept * planes) * (n2 + 2 * LANES) * itemsize
     if resident <= RESIDENT_BYTES and (B >= threads or resident <= SMALL_BYTES):
         return Plan("resident", (1, 1, 1), max(steps, 1))
-    return _plan_stream(shape, kinds, itemsize, threads, kept)
+    return _plan_stream(shape, kinds, itemsize, threads, kept, fields)
 
 
 def _cache(level: int, otherwise: int) -> int:
@@ -72,12 +75,12 @@ def _plan_line(B, C, n, kinds, itemsize, threads, steps):
     return Plan("resident", (1, 1, ceil(n / block)), min(max(steps, 1), max(64, block // 20)))
 
 
-def _plan_stream(shape, kinds, itemsize, threads, kept):
+def _plan_stream(shape, kinds, itemsize, threads, kept, fields):
     """Tiles as large as the caches let them be: the halos of `depth` cells are computed twice."""
     B, C, n0, n1, n2 = shape
     if n1 == 1 and kinds[1] == ABSENT:
         c2 = ceil(n2 * C / ROW)
-        ring = (4 * (C - kept) + 4 / 3 * kept) * (ceil(n2 / c2) + 48) * itemsize  # of one level
+        ring = (4 * (C - kept) + 4 / 3 * kept + fields) * (ceil(n2 / c2) + 48) * itemsize  # of one level
         depth, c1 = int(min(max(SECOND * 7 // 8 // ring, 8), 24)), 1
         tall, highest = 20 * depth, 512
     else:
@@ -105,6 +108,13 @@ def _fit(plan, shape):
     if plan.schedule == "resident":
         tiles[0] = tiles[1] = 1
     return Plan(plan.schedule, tuple(tiles), depth)
+
+
+def _fields_of(rule) -> int:
+    """How many numbers of every cell a rule reads, those of rules inside included."""
+    found = []
+    map_fields(rule, lambda field: found.append(field) if isinstance(field, Cells) else None)
+    return len(found)
 
 
 def _memory(plan, shape, kinds, kept):
@@ -160,7 +170,7 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
     kinds = tuple(edges.ints[:3].tolist())
     threads = default_threads() if threads is None else threads
     kept = kept_by(type(rule))
-    plan = _fit(plan or plan_for(shape, kinds, u.itemsize, threads, steps, kept), shape)
+    plan = _fit(plan or plan_for(shape, kinds, u.itemsize, threads, steps, kept, _fields_of(rule)), shape)
     halo = 1 if plan.schedule == "resident" and plan.tiles[2] == 1 else plan.depth + 1
     rule = lowered(rule, kinds, shape[2:], halo, edges.clock)
     sweeps = -(-steps // plan.depth)

@@ -19,6 +19,8 @@ _queue: SimpleQueue = SimpleQueue()
 _lock = threading.Lock()
 _default: int | None = None
 _known_to_openmp = False
+_avoided: int | None = None  # the core that all helpers keep away from
+_where = getattr(ctypes.PyDLL(None), "sched_getcpu", None) if hasattr(os, "sched_setaffinity") else None
 
 
 def default_threads() -> int:
@@ -124,16 +126,39 @@ def _serve(queue):
 
 
 def _start(count):
+    global _avoided
     with _lock:
+        _avoided = None if len(_helpers) < count else _avoided
         while len(_helpers) < count:
             thread = threading.Thread(target=_serve, args=(_queue,), daemon=True, name=f"fastdiff-{len(_helpers) + 1}")
             thread.start()
             _helpers.append(thread)
 
 
+def _keep_away():
+    """Keep helpers from the core that the caller is on.
+
+    After a pause Linux tends to wake a helper right there, where one of the two then waits for a tick of the scheduler,
+    some milliseconds, before it moves to another core.
+    """
+    global _avoided
+    if _where is None or (here := _where()) == _avoided:
+        return
+    others = os.sched_getaffinity(0) - {here}
+    if here < 0 or not others:
+        return
+    _avoided = here
+    for helper in list(_helpers):
+        try:
+            os.sched_setaffinity(helper.native_id or 0, others)
+        except OSError:
+            pass  # not allowed, or the thread is gone
+
+
 def _forget():
     """In a forked child no helper thread exists: begin again."""
-    global _queue, _lock
+    global _queue, _lock, _avoided
+    _avoided = None
     _helpers.clear()
     _queue, _lock = SimpleQueue(), threading.Lock()
 
@@ -148,6 +173,7 @@ def together(task, threads: int) -> None:
         task()
         return
     _start(threads - 1)
+    _keep_away()
     job = _Job(task)
     for _ in range(threads - 1):
         _queue.put(job)

@@ -148,7 +148,7 @@ def multiply(typingctx, dst, at, pitch, src, here, offsets, first_tap, taps, w, 
             builder.store(builder.add(position, code.integer(unroll)), done)
 
         for unroll in dict.fromkeys((UNROLL.get(rows, 1), 1)):
-            with _While(builder, done, vectors, unroll):
+            with While(builder, done, vectors, unroll):
                 block(unroll)
         return context.get_dummy_value()
 
@@ -156,7 +156,7 @@ def multiply(typingctx, dst, at, pitch, src, here, offsets, first_tap, taps, w, 
                       vectors), codegen
 
 
-class _While:
+class While:
     """`while done + step <= total:` around what is emitted inside."""
 
     def __init__(self, builder, done, total, step):
@@ -396,5 +396,5 @@ def array_at(address, count, like):
     return carray(_pointer(address, like), count)
 
 
-__all__ = ["BLOCKS", "CHANNELS", "FUSED", "UNROLL", "VECTOR_BYTES", "add_rows", "array_at", "correlate", "halfway",
-           "lanes", "multiply", "take_row", "through"]
+__all__ = ["BLOCKS", "CHANNELS", "FUSED", "UNROLL", "VECTOR_BYTES", "While", "add_rows", "array_at", "correlate",
+           "halfway", "lanes", "multiply", "take_row", "through"]

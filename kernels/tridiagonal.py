@@ -22,6 +22,10 @@ Computations, 4th ed., section 4.3.
 from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from fastdiff.kernels._contract import Kernel
 from fastdiff.kernels._jit import (
@@ -34,10 +38,18 @@ from fastdiff.kernels._jit import (
     restore_denormals,
     wide_vectors,
 )
+from fastdiff.kernels._run import SECOND, THIRD
+from fastdiff.kernels._stream import finish_stream
 from fastdiff.kernels._threads import default_threads, scratch, together
+from fastdiff.kernels._tiles import VECTOR_BYTES, While
 
 BLOCK_BYTES = 1 << 19  # of a block of lines in scratch memory: half of a second-level cache
 LEAST, MOST = 16, 256  # lines of a block
+STRIP = 64  # rows of a block that are brought in, or taken out, at a time: whole vectors
+SIDE_BY_SIDE = 8, 4, 2, 1  # vectors of lines: as many as hide what one addition waits for the last
+AHEAD = 8  # rows that are asked for ahead of time
+NEAR = SECOND // 4  # of less nothing is asked for ahead
+PAST = THIRD // 2  # results of more bytes go past the caches
 
 
 class Factors(NamedTuple):
@@ -80,166 +92,421 @@ def reference(lower, diag, upper, u, axis, cyclic, out=None):
 # -- the hot loops ---------------------------------------------------------------------------------------------------
 
 
-@inner
-def into(src, dst, s, pitch, n, w, across):
-    """Bring a block of `w` lines into scratch memory, line beside line; `across`: lines are contiguous."""
-    keep_apart()
-    wide_vectors()
-    n, w, s, pitch = np.uint64(n), np.uint64(w), np.uint64(s), np.uint64(pitch)
-    tile, zero = np.uint64(8), np.uint64(0)
-    if across:
-        for i0 in range(zero, n, tile):
-            for x in range(w):
-                for i in range(i0, min(i0 + tile, n)):
-                    dst[i * w + x] = src[s + x * pitch + i]
-        return
-    for i in range(n):
-        for x in range(w):
-            dst[i * w + x] = src[s + i * pitch + x]
+@intrinsic
+def _transpose(typingctx, dst, at, pitch, src, here, src_pitch):
+    """A square of whole vectors: dst[at + i*pitch + x] = src[here + x*src_pitch + i], in registers."""
 
+    def codegen(context, builder, sig, args):
+        kind = sig.args[0].dtype
+        size, count = kind.bitwidth // 8, VECTOR_BYTES * 8 // kind.bitwidth
+        vector, number = ir.VectorType(context.get_data_type(kind), count), ir.IntType(32)
 
-@inner
-def back(src, dst, s, pitch, n, w, across):
-    """The way out of scratch memory."""
-    keep_apart()
-    wide_vectors()
-    n, w, s, pitch = np.uint64(n), np.uint64(w), np.uint64(s), np.uint64(pitch)
-    tile, zero = np.uint64(8), np.uint64(0)
-    if across:
-        for i0 in range(zero, n, tile):
-            for x in range(w):
-                for i in range(i0, min(i0 + tile, n)):
-                    dst[s + x * pitch + i] = src[i * w + x]
-        return
-    for i in range(n):
-        for x in range(w):
-            dst[s + i * pitch + x] = src[i * w + x]
+        def place(array, start, step, k):
+            index = builder.add(args[start], builder.mul(args[step], ir.Constant(ir.IntType(64), k)))
+            data = context.make_array(sig.args[array])(context, builder, args[array]).data
+            return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+        rows = [builder.load(place(3, 4, 5, k), align=size) for k in range(count)]
+        m = 1
+        while m < count:  # squares of m x m change places across the diagonal of squares twice as large
+            low = ir.Constant(ir.VectorType(number, count), [j if not j & m else count + j - m for j in range(count)])
+            high = ir.Constant(ir.VectorType(number, count), [j + m if not j & m else count + j for j in range(count)])
+            for k in (k for k in range(count) if not k & m):
+                a, b = rows[k], rows[k + m]
+                rows[k], rows[k + m] = builder.shuffle_vector(a, b, low), builder.shuffle_vector(a, b, high)
+            m *= 2
+        for k, row in enumerate(rows):
+            builder.store(row, place(0, 1, 2, k), align=size)
+        return context.get_dummy_value()
+
+    return types.none(dst, types.uint64, types.uint64, src, types.uint64, types.uint64), codegen
 
 
 @kernel()
-def forward_from(d, src, s, pitch, a, b, f, n, w):
-    """Forward elimination with shared factors, from memory into scratch."""
-    wide_vectors()
-    n, w, s, pitch, f, one = np.uint64(n), np.uint64(w), np.uint64(s), np.uint64(pitch), np.uint64(f), np.uint64(1)
-    for x in range(w):
-        d[x] = src[s + x] * b[f]
-    for i in range(one, n):
-        q, l, row, at = b[f + i], a[f + i], i * w, s + i * pitch
-        for x in range(w):
-            d[row + x] = src[at + x] * q - l * d[row - w + x]
+def transposed(dst, at, pitch, src, here, src_pitch, rows, count):
+    """dst[at + i*pitch + x] = src[here + x*src_pitch + i] for i < rows and x < count.
+
+    Along the lines of the array where these are far apart: they may all want the same places of the first cache.
+    """
+    at, pitch, here, src_pitch = np.uint64(at), np.uint64(pitch), np.uint64(here), np.uint64(src_pitch)
+    rows, count, side, zero = np.uint64(rows), np.uint64(count), np.uint64(VECTOR_BYTES // dst.itemsize), np.uint64(0)
+    whole, full = rows // side * side, count // side * side
+    if src_pitch > pitch:
+        for x in range(zero, full, side):
+            for i in range(zero, whole, side):
+                _transpose(dst, at + i * pitch + x, pitch, src, here + x * src_pitch + i, src_pitch)
+    else:
+        for i in range(zero, whole, side):
+            for x in range(zero, full, side):
+                _transpose(dst, at + i * pitch + x, pitch, src, here + x * src_pitch + i, src_pitch)
+    for i in range(rows):
+        for x in range(full if i < whole else zero, count):
+            dst[at + i * pitch + x] = src[here + x * src_pitch + i]
+
+
+class _Sweep:
+    """Code that goes along lines, vectors of them side by side, with what one row hands to the next in registers."""
+
+    def __init__(self, context, builder, sig, args, names):
+        self.context, self.builder = context, builder
+        self.value, self.type = dict(zip(names, args)), dict(zip(names, sig.args))
+        self.kind = sig.args[0].dtype
+        self.size = self.kind.bitwidth // 8
+        self.width = VECTOR_BYTES // self.size
+        self.number = context.get_data_type(self.kind)
+        self.vector, self.count = ir.VectorType(self.number, self.width), ir.IntType(64)
+
+    def integer(self, value):
+        return ir.Constant(self.count, value)
+
+    def zeros(self):
+        return ir.Constant(self.vector, [0.0] * self.width)
+
+    def pointer(self, array, index):
+        """Where a vector at `array[index]` lies."""
+        data = self.context.make_array(self.type[array])(self.context, self.builder, self.value[array]).data
+        return self.builder.bitcast(self.builder.gep(data, [index]), self.vector.as_pointer())
+
+    def load(self, array, index, mask=None):
+        place = self.pointer(array, index)
+        if mask is None:
+            return self.builder.load(place, align=self.size)
+        function = self._masked("load", self.vector, [place.type, ir.IntType(32), mask.type, self.vector])
+        return self.builder.call(function, [place, ir.IntType(32)(self.size), mask, self.zeros()])
+
+    def store(self, value, array, index, mask=None, past=False):
+        place = self.pointer(array, index)
+        if mask is not None:
+            function = self._masked("store", ir.VoidType(), [self.vector, place.type, ir.IntType(32), mask.type])
+            self.builder.call(function, [value, place, ir.IntType(32)(self.size), mask])
+            return
+        store = self.builder.store(value, place, align=VECTOR_BYTES if past else self.size)
+        if past:
+            store.set_metadata("nontemporal", self.builder.module.add_metadata([ir.IntType(32)(1)]))
+
+    def _masked(self, name, result, types):
+        element = "f32" if self.size == 4 else "f64"
+        return cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(result, types), f"llvm.masked.{name}.v{self.width}{element}.p0")
+
+    def ask(self, array, index):
+        """Ask for the cache line of `array[index]`, which need not exist."""
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        place = self.builder.bitcast(self.pointer(array, index), byte)
+        self.builder.call(function, [place, number(0), number(2), number(1)])
+
+    def spread(self, array, index):
+        """A number in all lanes."""
+        data = self.context.make_array(self.type[array])(self.context, self.builder, self.value[array]).data
+        return self.everywhere(self.builder.load(self.builder.gep(data, [index])))
+
+    def everywhere(self, value):
+        one = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), value, ir.IntType(32)(0))
+        pick = ir.Constant(ir.VectorType(ir.IntType(32), self.width), [0] * self.width)
+        return self.builder.shuffle_vector(one, one, pick)
+
+    def fused(self, a, b, c):
+        """a b + c, rounded once."""
+        kind = ir.FunctionType(self.vector, [self.vector] * 3)
+        name = f"llvm.fma.v{self.width}{'f32' if self.size == 4 else 'f64'}"
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c])
+
+    def minus(self, a):
+        return self.builder.fneg(a)
+
+    def groups(self, lines, body):
+        """`body(x, unroll, mask)` for groups of vectors from line x on; the last one may not be whole."""
+        builder = self.builder
+        done, whole = cgutils.alloca_once_value(builder, self.integer(0)), builder.udiv(lines, self.integer(self.width))
+        for unroll in SIDE_BY_SIDE:
+            with While(builder, done, whole, unroll):
+                place = builder.load(done)
+                body(builder.mul(place, self.integer(self.width)), unroll, None)
+                builder.store(builder.add(place, self.integer(unroll)), done)
+        x = builder.mul(whole, self.integer(self.width))
+        with builder.if_then(builder.icmp_unsigned("<", x, lines)):
+            steps = ir.Constant(ir.VectorType(self.count, self.width), list(range(self.width)))
+            left = builder.insert_element(ir.Constant(steps.type, ir.Undefined), builder.sub(lines, x),
+                                          ir.IntType(32)(0))
+            pick = ir.Constant(ir.VectorType(ir.IntType(32), self.width), [0] * self.width)
+            body(x, 1, builder.icmp_unsigned("<", steps, builder.shuffle_vector(left, left, pick)))
+
+
+def _sweeping(names, code, doc):
+    """An intrinsic with these arguments, the arrays first; `code(s)` says what an `_Sweep` emits."""
+    arrays = [name for name in names if name in ("dst", "kept", "src", "a", "b", "c")]
+    numbers = [name for name in names if name in ("base", "scale", "unit")]
+    scope: dict[str, Any] = {}
+    exec(f"def sweep(typingctx, {', '.join(names)}):\n    return make(({', '.join(names)},))", scope)
+
+    def make(kinds):
+        def codegen(context, builder, sig, args):
+            code(_Sweep(context, builder, sig, args, names))
+            return context.get_dummy_value()
+
+        given = [kind if name in arrays or name in numbers else types.int64 for name, kind in zip(names, kinds)]
+        return types.none(*given), codegen
+
+    scope["make"], scope["sweep"].__doc__ = make, doc
+    return intrinsic(scope["sweep"])
+
+
+def _carried(s, array, at, pitch, x, unroll, mask):
+    """Registers with what the row before hands on: what stands there, or zero at the `fresh` end of lines."""
+    registers = [cgutils.alloca_once(s.builder, s.vector) for _ in range(unroll)]
+    for register in registers:
+        s.builder.store(s.zeros(), register)
+    with s.builder.if_then(s.builder.icmp_signed("==", s.value["fresh"], s.integer(0))):
+        place = s.builder.add(s.builder.sub(at, pitch), x)
+        for k, register in enumerate(registers):
+            s.builder.store(s.load(array, s.builder.add(place, s.integer(k * s.width)), mask), register)
+    return registers
+
+
+def _place(s, at, pitch, row, x, k):
+    b = s.builder
+    return b.add(b.add(s.value[at], b.mul(s.value[pitch], row)), b.add(x, s.integer(k * s.width)))
+
+
+def _emit_forward(s):
+    """d_i = r_i q_i - l_i d_{i-1}: what is subtracted is rounded last."""
+
+    def body(x, unroll, mask):
+        carried = _carried(s, "dst", s.value["at"], s.value["pitch"], x, unroll, mask)
+        with cgutils.for_range(s.builder, s.value["rows"]) as loop:
+            f = s.builder.add(s.value["f"], loop.index)
+            q, l = s.spread("b", f), s.minus(s.spread("a", f))
+            further = s.builder.add(loop.index, s.value["ahead"])
+            for k, d in enumerate(carried):
+                r = s.load("src", _place(s, "here", "src_pitch", loop.index, x, k), mask)
+                s.ask("src", _place(s, "here", "src_pitch", further, x, k))
+                new = s.fused(l, s.builder.load(d), s.builder.fmul(r, q))
+                s.builder.store(new, d)
+                s.store(new, "dst", _place(s, "at", "pitch", loop.index, x, k), mask)
+
+    s.groups(s.value["w"], body)
+
+
+def _emit_backward(s):
+    """x_i = d_i - c_i x_{i+1}, c shared or of each line; rows go down: pitches are negative."""
+    each = "c_pitch" in s.value
+
+    def rows(x, carried, mask, past):
+        with cgutils.for_range(s.builder, s.value["rows"]) as loop:
+            shared = None if each else s.minus(s.spread("c", s.builder.sub(s.value["f"], loop.index)))
+            for k, after in enumerate(carried):
+                c = shared if shared is not None else s.minus(s.load("c", _place(s, "f", "c_pitch", loop.index, x, k),
+                                                                     mask))
+                d = s.load("src", _place(s, "here", "src_pitch", loop.index, x, k), mask)
+                new = s.fused(c, s.builder.load(after), d)
+                s.builder.store(new, after)
+                s.store(new, "dst", _place(s, "at", "pitch", loop.index, x, k), mask, past)
+
+    def body(x, unroll, mask):
+        carried = _carried(s, "dst", s.value["at"], s.value["pitch"], x, unroll, mask)
+        if mask is not None:
+            rows(x, carried, mask, False)
+            return
+        with s.builder.if_else(s.builder.icmp_signed("!=", s.value["past"], s.integer(0))) as (then, other):
+            with then:
+                rows(x, carried, None, True)
+            with other:
+                rows(x, carried, None, False)
+
+    s.groups(s.value["w"], body)
+
+
+def _emit_forward_each(s):
+    """As in this file's head, with the coefficients of each line; the matrix is base + scale times what is given."""
+
+    def body(x, unroll, mask):
+        b = s.builder
+        before = _carried(s, "dst", s.value["at"], s.value["pitch"], x, unroll, mask)
+        upper = _carried(s, "kept", s.value["at"], s.value["pitch"], x, unroll, mask)
+        base, scale, unit = (s.everywhere(s.value[name]) for name in ("base", "scale", "unit"))
+        with cgutils.for_range(b, s.value["rows"]) as loop:
+            further = b.add(loop.index, s.value["ahead"])
+            for k, (d, e) in enumerate(zip(before, upper)):
+                place = _place(s, "f", "f_pitch", loop.index, x, k)
+                low, diag, up = (s.load(name, place, mask) for name in "abc")
+                r = s.load("src", _place(s, "here", "src_pitch", loop.index, x, k), mask)
+                for name in "abc":
+                    s.ask(name, _place(s, "f", "f_pitch", further, x, k))
+                s.ask("src", _place(s, "here", "src_pitch", further, x, k))
+                l = s.minus(b.fmul(scale, low))
+                q = b.fdiv(unit, s.fused(l, b.load(e), s.fused(scale, diag, base)))
+                new = b.fmul(s.fused(l, b.load(d), r), q)
+                c = b.fmul(b.fmul(scale, up), q)
+                b.store(new, d)
+                b.store(c, e)
+                here = _place(s, "at", "pitch", loop.index, x, k)
+                s.store(new, "dst", here, mask)
+                s.store(c, "kept", here, mask)
+
+    s.groups(s.value["w"], body)
+
+
+_forward = _sweeping("dst at pitch src here src_pitch a b f rows w fresh ahead".split(), _emit_forward,
+                     "Forward elimination with shared factors.")
+_backward = _sweeping("dst at pitch src here src_pitch c f rows w fresh past".split(), _emit_backward,
+                      "Back substitution with shared factors.")
+_forward_each = _sweeping("dst kept at pitch src here src_pitch a b c f f_pitch rows w fresh ahead base scale unit"
+                          .split(), _emit_forward_each, "Forward elimination with the coefficients of each line.")
+_backward_each = _sweeping("dst at pitch src here src_pitch c f c_pitch rows w fresh past".split(), _emit_backward,
+                           "Back substitution with factors of each line.")
 
 
 @kernel()
-def forward_here(d, a, b, f, n, w):
-    """Forward elimination with shared factors, inside scratch."""
-    wide_vectors()
-    n, w, f, one = np.uint64(n), np.uint64(w), np.uint64(f), np.uint64(1)
-    for x in range(w):
-        d[x] = d[x] * b[f]
-    for i in range(one, n):
-        q, l, row = b[f + i], a[f + i], i * w
-        for x in range(w):
-            d[row + x] = d[row + x] * q - l * d[row - w + x]
+def forward(dst, at, pitch, src, here, src_pitch, a, b, f, rows, w, fresh, ahead):
+    """Forward elimination with shared factors: `rows` rows of `w` lines from src[here] on to dst[at] on.
+
+    What the row before has left in dst is gone on from, unless the lines are `fresh`. Rows `ahead` are asked for.
+    """
+    _forward(dst, at, pitch, src, here, src_pitch, a, b, f, rows, w, fresh, ahead)
 
 
 @kernel()
-def backward_to(d, dst, s, pitch, c, f, n, w):
-    """Back substitution with shared factors, from scratch into memory."""
-    wide_vectors()
-    n, w, s, pitch, f, one = np.uint64(n), np.uint64(w), np.uint64(s), np.uint64(pitch), np.uint64(f), np.uint64(1)
-    last = s + (n - one) * pitch
-    for x in range(w):
-        dst[last + x] = d[(n - one) * w + x]
-    for k in range(one, n):
-        i = n - one - k
-        up, row, at = c[f + i], i * w, s + i * pitch
-        for x in range(w):
-            dst[at + x] = d[row + x] - up * dst[at + pitch + x]
+def backward(dst, at, pitch, src, here, src_pitch, c, f, rows, w, fresh, past):
+    """Back substitution with shared factors, from the last of the rows on; `past` the caches, to cache lines."""
+    last = rows - 1
+    at, here = at + pitch * last, here + src_pitch * last
+    _backward(dst, at, -pitch, src, here, -src_pitch, c, f + last, rows, w, fresh, past)
 
 
 @kernel()
-def backward_here(d, c, f, n, w):
-    """Back substitution with shared factors, inside scratch."""
-    wide_vectors()
-    n, w, f, one = np.uint64(n), np.uint64(w), np.uint64(f), np.uint64(1)
-    for k in range(one, n):
-        i = n - one - k
-        up, row = c[f + i], i * w
-        for x in range(w):
-            d[row + x] = d[row + x] - up * d[row + w + x]
-
-
-@kernel()
-def eliminate(d, e, lower, diag, upper, s, pitch, n, w, base, scale, unit):
-    """Lines with their own coefficients: forward and back inside scratch `d`; `e` keeps c. `unit` is 1, typed.
+def forward_each(dst, kept, at, pitch, src, here, src_pitch, a, b, c, f, f_pitch, rows, w, fresh, ahead, base, scale,
+                 unit):
+    """Forward elimination of lines with their own coefficients; `kept` takes c. `unit` is 1, typed.
 
     The matrix is `base` + `scale` times what is given.
     """
-    wide_vectors()
-    n, w, s, pitch, one = np.uint64(n), np.uint64(w), np.uint64(s), np.uint64(pitch), np.uint64(1)
-    for x in range(w):
-        q = unit / (base + scale * diag[s + x])
-        e[x], d[x] = (scale * upper[s + x]) * q, d[x] * q
-    for i in range(one, n):
-        row, at = i * w, s + i * pitch
-        for x in range(w):
-            l = scale * lower[at + x]
-            q = unit / ((base + scale * diag[at + x]) - l * e[row - w + x])
-            e[row + x] = (scale * upper[at + x]) * q
-            d[row + x] = (d[row + x] - l * d[row - w + x]) * q
-    for k in range(one, n):
-        row = (n - one - k) * w
-        for x in range(w):
-            d[row + x] = d[row + x] - e[row + x] * d[row + w + x]
+    _forward_each(dst, kept, at, pitch, src, here, src_pitch, a, b, c, f, f_pitch, rows, w, fresh, ahead, base, scale,
+                  unit)
+
+
+@kernel()
+def backward_each(dst, at, pitch, src, here, src_pitch, c, f, c_pitch, rows, w, fresh, past):
+    """Back substitution of lines with their own coefficients."""
+    last = rows - 1
+    at, here, f = at + pitch * last, here + src_pitch * last, f + c_pitch * last
+    _backward_each(dst, at, -pitch, src, here, -src_pitch, c, f, -c_pitch, rows, w, fresh, past)
 
 
 @inner
-def close_lines(d, e, z, v, u, s, pitch, g, shared, n, w):
+def put_rows(dst, s, pitch, d, d_pitch, n, w):
+    """Rows out of scratch memory."""
+    keep_apart()
+    wide_vectors()
+    s, pitch, d_pitch = np.uint64(s), np.uint64(pitch), np.uint64(d_pitch)
+    for i in range(np.uint64(n)):
+        for x in range(np.uint64(w)):
+            dst[s + i * pitch + x] = d[i * d_pitch + x]
+
+
+@inner
+def close_lines(d, e, z, v, u, s, pitch, g, shared, n, w, d_pitch):
     """What the corners of cyclic lines add: x = y - z (y_0 + v y_{n-1}) u."""
     keep_apart()
     wide_vectors()
     n, w, s, pitch, g, zero = np.uint64(n), np.uint64(w), np.uint64(s), np.uint64(pitch), np.uint64(g), np.uint64(0)
-    last = (n - np.uint64(1)) * w
+    d_pitch = np.uint64(d_pitch)
+    last = (n - np.uint64(1)) * d_pitch
     for x in range(w):
         e[x] = (d[x] + v[g if shared else g + x] * d[last + x]) * u[g if shared else g + x]
     for i in range(n):
         for x in range(w):
-            d[i * w + x] -= e[x] * z[s + i * pitch + (zero if shared else x)]
+            d[i * d_pitch + x] -= e[x] * z[s + i * pitch + (zero if shared else x)]
+
+
+class Lines(NamedTuple):
+    """What is the same for all blocks of lines."""
+
+    n: Any
+    pitch: Any  # from row to row of a block, or from line to line if they are contiguous
+    lines: Any  # from row to row of coefficients that are not shared
+    across: Any
+    shared: Any
+    cyclic: Any
+    base: Any
+    scale: Any
+    unit: Any
+    past: Any  # results go past the caches
+    ahead: Any  # rows that are asked for ahead of time
+
+
+@inner
+def solve_block(f, src, dst, buf, t, s, here, g, w, pitch, past):
+    """One block of `w` lines, from `s` on; coefficients are at `here`, those of its corners at `g`.
+
+    In `buf` a row takes `pitch` numbers: first those that become the results, then c of lines with their own
+    coefficients, then a strip of right-hand sides.
+    """
+    keep_apart()
+    n, none, one = t.n, s - s, s - s + 1
+    d, e, strip = buf[: n * pitch], buf[n * pitch : 2 * n * pitch], buf[2 * n * pitch :]
+    if t.across:
+        for i in range(none, n, np.int64(STRIP)):
+            rows = min(n - i, np.int64(STRIP))
+            transposed(strip, none, pitch, src, s + i, t.pitch, rows, w)
+            if t.shared:
+                forward(d, i * pitch, pitch, strip, none, pitch, f.a, f.b, here + i, rows, w, i == 0, none)
+            else:
+                forward_each(d, e, i * pitch, pitch, strip, none, pitch, f.a, f.b, f.c, here + i * t.lines, t.lines,
+                             rows, w, i == 0, t.ahead, t.base, t.scale, t.unit)
+    elif t.shared:
+        forward(d, none, pitch, src, s, t.pitch, f.a, f.b, here, n, w, one, t.ahead)
+    else:
+        forward_each(d, e, none, pitch, src, s, t.pitch, f.a, f.b, f.c, here, t.lines, n, w, one, t.ahead, t.base,
+                     t.scale, t.unit)
+    if t.across or t.cyclic:
+        for k in range(none, n, np.int64(STRIP)):
+            rows = min(n - k, np.int64(STRIP))
+            i = n - k - rows
+            if t.shared:
+                backward(d, i * pitch, pitch, d, i * pitch, pitch, f.c, here + i, rows, w, k == 0, none)
+            else:
+                backward_each(d, i * pitch, pitch, d, i * pitch, pitch, e, i * pitch, pitch, rows, w, k == 0, none)
+            if t.cyclic == 0:
+                transposed(dst, s + i, t.pitch, d, i * pitch, pitch, w, rows)
+    elif t.shared:
+        backward(dst, s, t.pitch, d, none, pitch, f.c, here, n, w, one, past)
+    else:
+        backward_each(dst, s, t.pitch, d, none, pitch, e, none, pitch, n, w, one, past)
+    if t.cyclic:
+        close_lines(d, e, f.z, f.v, f.w, here, one if t.shared else t.lines, g, t.shared, n, w, pitch)
+        if t.across:
+            transposed(dst, s, t.pitch, d, none, pitch, w, n)
+        else:
+            put_rows(dst, s, t.pitch, d, pitch, n, w)
 
 
 @kernel()
-def run(factors, source, target, memory, counter, outer, n, inner, group, width, shared, cyclic, base, scale, unit):
-    """Worker: take blocks of lines until none is left. `group`: outer indices that share coefficients."""
+def run(factors, source, target, memory, counter, t, outer, inner, group, width, shift):
+    """Worker: take blocks of lines until none is left. `group`: outer indices that share coefficients.
+
+    The first block along an axis is narrower by `shift` lines, with which the others start at cache lines.
+    """
     f, src, dst, buf, progress = borrow(factors), borrow(source), borrow(target), borrow(memory), borrow(counter)
-    across = inner == 1
-    lines = group if across else inner  # among which a block is taken
-    per, pitch = (lines + width - 1) // width, 1 if across else inner
-    blocks = per * (outer // group if across else outer)
-    d, e = buf[: n * width], buf[n * width :]
+    lines = group if t.across else inner  # among which a block is taken
+    per, n = (lines + shift + width - 1) // width, t.n
+    blocks = per * (outer // group if t.across else outer)
     state = flush_denormals()
     while True:
         turn = atomic_add(progress, 0, 1)
         if turn >= blocks:
             break
-        o, x0 = turn // per, turn % per * width
-        w = min(width, lines - x0)
-        g = o if across else o // group  # of the coefficients
-        s = (o * group + x0) * n if across else o * n * inner + x0
-        here = g * n if shared else (g * n * lines + x0)
-        if across or cyclic or not shared:
-            into(src, d, s, n if across else inner, n, w, across)
-            if shared:
-                forward_here(d, f.a, f.b, here, n, w)
-                backward_here(d, f.c, here, n, w)
-            else:
-                eliminate(d, e, f.a, f.b, f.c, here, lines, n, w, base, scale, unit)
-            if cyclic:
-                close_lines(d, e, f.z, f.v, f.w, here, 1 if shared else lines, g if shared else g * lines + x0, shared,
-                            n, w)
-            back(d, dst, s, n if across else inner, n, w, across)
-        else:
-            forward_from(d, src, s, pitch, f.a, f.b, here, n, w)
-            backward_to(d, dst, s, pitch, f.c, here, n, w)
+        o, x0 = turn // per, turn % per * width - shift
+        w = min(x0 + width, lines) - max(x0, x0 - x0)
+        x0 = max(x0, x0 - x0)
+        g = o if t.across else o // group  # of the coefficients
+        s = (o * group + x0) * n if t.across else o * n * inner + x0
+        here = g * n if t.shared else g * n * lines + x0
+        past = t.past if x0 > 0 or shift == 0 else t.past - t.past
+        solve_block(f, src, dst, buf, t, s, here, g if t.shared else g * lines + x0, w, width, past)
+    if t.past:
+        finish_stream()
     restore_denormals(state)
 
 
@@ -344,11 +611,16 @@ class Systems:
             width = max(LEAST, -(-lines * blocks // self.threads // LEAST // max(blocks, 1)) * LEAST)
         progress, number = np.zeros(1, np.int64), self.dtype.type
         numbers = number(scale is not None), number(1 if scale is None else scale), number(1)
+        across = self.inner == 1
+        past = out is not r and r.nbytes > PAST and self.inner * self.dtype.itemsize % VECTOR_BYTES == 0
+        shift = out.ctypes.data % VECTOR_BYTES // self.dtype.itemsize if past else 0
+        t = Lines(self.n, self.n if across else self.inner, lines, int(across), int(self.shared), int(self.cyclic),
+                  *numbers, int(past), AHEAD if r.nbytes > NEAR else 0)
 
         def task():
-            memory = scratch(2 * self.n * width, self.dtype)
-            run(self.factors, r.reshape(-1), out.reshape(-1), memory, progress, self.outer, self.n, self.inner,
-                self.group, width, self.shared, self.cyclic, *numbers)
+            memory = scratch((2 * self.n + STRIP) * width, self.dtype)
+            run(self.factors, r.reshape(-1), out.reshape(-1), memory, progress, t, self.outer, self.inner, self.group,
+                width, shift)
 
         together(task, min(self.threads, max(blocks, -(-lines // width))))
         return out
@@ -427,9 +699,10 @@ def _machine_code(dtype):
 
     kind = types.float32 if np.dtype(dtype) == np.float32 else types.float64
     row, i = types.Array(kind, 1, "C"), types.int64
-    return [(forward_from, (row, row, i, i, row, row, i, i, i)), (backward_to, (row, row, i, i, row, i, i, i)),
-            (forward_here, (row, row, row, i, i, i)), (backward_here, (row, row, i, i, i)),
-            (eliminate, (row, row, row, row, row, i, i, i, i, kind, kind, kind)), (add_scaled, (row, row, kind, i, i))]
+    return [(forward, (row, i, i, row, i, i, row, row, i, i, i, i, i)),
+            (backward, (row, i, i, row, i, i, row, i, i, i, i, i)),
+            (forward_each, (row, row, i, i, row, i, i, row, row, row, i, i, i, i, i, i, kind, kind, kind)),
+            (backward_each, (row, i, i, row, i, i, row, i, i, i, i, i, i)), (add_scaled, (row, row, kind, i, i))]
 
 
 _SHAPES = {(1, 1, 1): "one equation", (1, 2, 3): "two equations", (2, 3, 1): "contiguous lines of three",

@@ -334,3 +334,21 @@ def test_rules_of_one_name_do_not_run_each_other_from_the_cache(tmp_path):
     assert run("times") == ["3.0"] and run("plus") == ["4.5"]  # each alone fills the cache
     assert run("times", "plus") == ["3.0", "4.5"]
     assert run("plus", "times") == ["4.5", "3.0"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.skipif(_threads._where is None, reason="a thread cannot tell which core it is on")
+def test_helpers_keep_away_from_the_core_of_the_caller():
+    before = os.sched_getaffinity(0)
+    try:
+        for core in sorted(before)[:2]:
+            os.sched_setaffinity(0, {core})  # this thread moves there
+            os.sched_setaffinity(0, before)
+            _threads._avoided = None
+            _threads.together(lambda: None, 3)
+            avoided = _threads._avoided
+            assert avoided in before
+            masks = [os.sched_getaffinity(helper.native_id) for helper in _threads._helpers]
+            assert len(masks) >= 2 and all(mask == before - {avoided} for mask in masks)
+    finally:
+        os.sched_setaffinity(0, before)

@@ -38,14 +38,15 @@ class Controller:
         self.h = min(run.euler_limit if run.euler_limit < np.inf else span / 100, self.most, span)
         self.steps = self.rejected = self.evaluations = 0
         self.error, self.growing = 0.0, True
+        self._spare = self._work = None
 
     def advance(self, state, t, end, watch):
         """March a state to `end`; `watch(field, t, h, steps)` sees what was accepted. Returns a new state."""
-        spare = dispatch.empty_like(state)
+        spare, work = self._buffers(state)
         tries, done = 0, False
         while not done:
             h, count, done = self._fitted(end - t)
-            new = self.run.advance(state, t, h, count, out=spare, watched=True)
+            new = self.run.advance(state, t, h, count, out=spare, work=work, watched=True)
             self.evaluations += count * self.run.scheme(h, True).stages
             error = relative(self.run.estimate(new), self.run.newest(new)) * (1 if self.run.sums else count)
             allowed = max(self.rtol * count * h / self.span, ROUNDING * count * np.finfo(self.run.dtype).eps)
@@ -60,7 +61,16 @@ class Controller:
                 watch(self.run.newest(new), t + h, h, 0)
                 raise Stuck(f"{self.run.method.name} does not meet rtol = {self.rtol:g} at t = {t:g} with steps down "
                             f"to {h:g}: try a larger rtol, or float64", self.run.newest(state), t)
+        self._spare = spare
         return state
+
+    def _buffers(self, state):
+        """Two more arrays like a state, kept from call to call: new memory costs as much as some steps."""
+        if self._spare is None or self._spare is state:
+            self._spare = dispatch.empty_like(state)
+        if self._work is None:
+            self._work = dispatch.empty_like(state)
+        return self._spare, self._work
 
     def _fitted(self, left):
         """The step, made a whole part of what is left; how many of them at once; and whether that is all."""

@@ -265,7 +265,7 @@ def through(typingctx, dst, at, plane, src, here, offsets, first_tap, t, w, reco
             builder.store(builder.add(position, code.integer(unroll)), done)
 
         for unroll in dict.fromkeys((THROUGH[taps], 1)):
-            with _While(builder, done, vectors, unroll):
+            with While(builder, done, vectors, unroll):
                 block(unroll)
         return context.get_dummy_value()
 
@@ -325,7 +325,7 @@ def halfway(typingctx, dst, into, slope_at, pitch, left, right, offsets, left_ta
         with cgutils.for_range_slice(builder, code.integer(0), channels, code.integer(CHANNELS)) as (c, _):
             builder.store(code.integer(0), done)
             for unroll in HALFWAY:
-                with _While(builder, done, vectors, unroll):
+                with While(builder, done, vectors, unroll):
                     block(c, unroll)
         return context.get_dummy_value()
 

@@ -59,6 +59,7 @@ from fastdiff.kernels._adjoint_nonlinear import back_burgers, back_law, back_sto
 from fastdiff.kernels._edges import HOLD, Side
 from fastdiff.kernels._fields import Cells
 from fastdiff.kernels._stages import stage_times, staged
+from fastdiff.kernels.power import pays
 from fastdiff.nn import _weights
 from fastdiff.steppers import METHODS
 from fastdiff.steppers._base import Unstable
@@ -188,8 +189,11 @@ class Layout:
 
     # -- the march -----------------------------------------------------------------------------------------------------
 
-    def check(self, numbers, stiffness):
-        """Refuse coefficients that are not finite, negative diffusivities, and steps beyond the stability limit."""
+    def check(self, numbers, stiffness) -> float:
+        """Refuse coefficients that are not finite, negative diffusivities, and steps beyond the stability limit.
+
+        Returns the step in units of that limit of forward Euler.
+        """
         problem, grid = self.problem, self.problem.grid
         for slot, value in zip(self.slots, numbers):
             if not np.isfinite(value).all():
@@ -216,6 +220,24 @@ class Layout:
             raise Unstable(f"dt = {problem.dt:g} is unstable for {problem.method} with the coefficients that it got; "
                            f"the largest stable step is {problem.dt * problem.reach / largest:.4g}. Take a smaller dt, "
                            "or keep learned coefficients in range, for example with fd.nn.Bounded")
+        return largest
+
+    def at_once(self, steps: int, itemsize: int) -> bool:
+        """Whether so many steps are marched as one polynomial of a step (kernels/power.py)."""
+        return self._is_power and pays(steps, itemsize)
+
+    @cached_property
+    def _is_power(self) -> bool:
+        """Whether steps are diffusion, and the same at all times, with real eigenvalues."""
+        problem = self.problem
+        fits = self.kind in (RATES, FACES, CELLS) and isinstance(problem.equation, Heat) and problem.scheme is None
+        still = problem.timed is None and not any(problem.laws) and not self.decay
+        return fits and still and problem.shortcut and problem.real and not any(w.coefficients for w in self.walls)
+
+    def scaled(self, numbers, scale):
+        """The tensors of a step `scale` times as long."""
+        return [value * value.dtype.type(scale) if slot[0] in ("space", "decay", "source") else value
+                for slot, value in zip(self.slots, numbers)]
 
     def _steepest(self, numbers) -> float:
         """The largest D(u) / R(u) between the bounds of u; 1 where neither depends on u."""
@@ -460,11 +482,24 @@ class Layout:
         made = np.repeat(space[0][:, 0], 2, 1) if self.kind == RATES else space[0]
         return np.broadcast_to(made.T.reshape(2 * ndim, len(made), *[1] * ndim), (2 * ndim, len(made), *grid)), None
 
-    def needs_walls(self, faces, wanted) -> bool:
-        """Whether the walls' sums are wanted."""
+    def needs_walls(self, faces, edges, wanted) -> bool:
+        """Whether the walls' sums are wanted: those by the walls' weights are 0 where a ghost is the cell itself."""
         learned = any(w for slot, w in zip(self.slots, wanted) if slot[0] in ("coefficients", "value"))
-        faces_too = self.kind == FACES and any(wanted[: self.leading])
+        faces_too = self.kind == FACES and any(wanted[: self.leading]) and not _are_closed(faces)
         return learned or faces_too or faces.needs_initial
+
+
+def _is_real(side) -> bool:
+    """Whether a wall leaves the eigenvalues of diffusion real, and none above those of a closed one."""
+    alpha, beta = np.asarray(side.alpha), np.asarray(side.beta)
+    return side.kind == HOLD or bool(np.isin(beta, (0, 1)).all() and (alpha + beta <= 1).all())
+
+
+def _are_closed(faces) -> bool:
+    """Whether nothing gets through any high wall: its ghost is the cell itself, at all times."""
+    return all(wall.how == CONSTANT and (side.kind == HOLD or np.all(np.asarray(side.alpha) == 1)
+                                         and not np.any(side.beta) and not np.any(np.multiply(side.gamma, side.value)))
+               for (_, _, end), wall in faces.walls.items() if end == 1 for side in [wall.side])
 
 
 def _each(numbers, batch, dtype):
@@ -547,7 +582,7 @@ class Problem:
     """An equation on a grid with its walls, method and step; `names` are the parameters that may come as tensors."""
 
     def __init__(self, equation, grid, *, dt=None, boundary=None, method="euler", memory=None, threads=None,
-                 digest=None):
+                 shortcut=True, digest=None):
         _check_equation(equation)
         equation = equation.system if isinstance(equation, PorousMedium | DiffusionSorption) else equation
         if not isinstance(grid, Grid):
@@ -568,7 +603,7 @@ class Problem:
             raise ValueError("nothing limits the step: give dt" if dt is None else f"dt must be positive, not {dt!r}")
         run.check(self.dt)
         self.equation, self.grid, self.boundary, self.method = run.equation, grid, boundary, method
-        self.memory, self.threads = memory, threads
+        self.memory, self.threads, self.shortcut = memory, threads, bool(shortcut)
         self.scheme = run.scheme(self.dt) if hasattr(run, "scheme") else None
         stages = 1 if self.scheme is None else self.scheme.stages
         self.reach = _rkl2.reach(stages) if method == "rkl2" else METHODS[method].reach
@@ -579,7 +614,7 @@ class Problem:
         if isinstance(equation, Named | ReactionDiffusion):
             self.system = equation.system if isinstance(equation, Named) else equation
             self.spread = self.system._module[1]
-        self.digest = digest or _digest(equation, grid, dt, boundary, method, memory, threads)
+        self.digest = digest or _digest(equation, grid, dt, boundary, method, memory, threads, self.shortcut)
         D, R = equation._laws if isinstance(equation, Heat) else (None, None)
         self.laws = D and D.source, R and R.source
         named = getattr(self, "system", equation)
@@ -597,7 +632,7 @@ class Problem:
         _check_equation(equation)
         plain = _without_tensors(equation)
         depends = plain if dt is None or method == "rkl2" else equation
-        digest = _digest(depends, grid, dt, how["boundary"], method, how["memory"], how["threads"])
+        digest = _digest(depends, grid, dt, how["boundary"], method, how["memory"], how["threads"], how["shortcut"])
         if digest not in known:
             known[digest] = cls(plain, grid, dt=dt, method=method, digest=digest, **how)
         given = parameters_of(equation, grid, how["boundary"])
@@ -616,6 +651,7 @@ class Problem:
         for formula in bent:
             _slope_of(formula)
         self._bent = bool(bent) or faces.needs_initial
+        self.real = faces.constant and all(_is_real(wall.side) for wall in faces.walls.values())
 
     # -- parameters by name ------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ class Solver(nn.Module):
     learn       names of parameters that become nn.Parameters, starting from what the equation says; or a mapping from
                 names to tensors, parameters or modules without arguments, such as fd.nn.Bounded
     memory      bytes for states that the backward pass needs; default: about 2 sqrt(steps) states
+    shortcut    whether many linear steps that are all the same are summed as one polynomial: `march` says when
 
     Parameters by name: "diffusivity", "velocity", "source", those of a reaction, such as "F" and "k" (`known` lists
     them); where the equation has a tuple or a mapping, "velocity.x", "diffusivity.u". Values at walls are "x low",
@@ -35,12 +36,13 @@ class Solver(nn.Module):
     """
 
     def __init__(self, equation, grid, *, dt=None, steps: int = 1, boundary=None, method: str = "euler",
-                 learn: Iterable[str] | Mapping[str, Any] = (), memory: int | None = None, threads: int | None = None,
-                 dtype=None):
+                 learn: Iterable[str] | Mapping[str, Any] = (), memory: int | None = None, shortcut: bool = True,
+                 threads: int | None = None, dtype=None):
         super().__init__()
         if not isinstance(steps, int | np.integer) or steps < 0:
             raise ValueError(f"steps is a whole number from 0 on, not {steps!r}")
-        self.problem = Problem(equation, grid, dt=dt, boundary=boundary, method=method, memory=memory, threads=threads)
+        self.problem = Problem(equation, grid, dt=dt, boundary=boundary, method=method, memory=memory,
+                               shortcut=shortcut, threads=threads)
         self.steps = int(steps)
         PROBLEMS.setdefault(self.problem.digest, self.problem)
         learn = [learn] if isinstance(learn, str) else learn

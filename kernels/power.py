@@ -14,9 +14,9 @@ increments, which keep a constant field to the last bit, with C_k = c_k + c_{k+1
 
 What walls and sources add takes part as the component 1 of a larger field, for which T_k is 1: stages treat it as steps
 do. The gradient runs the recurrence of the transpose (Clenshaw's), and *the stages themselves backwards*, y_{k-1} from
-y_k and y_{k+1}: nothing but the last two is kept, whatever N. Errors are of the size of rounding the field a span begins
-with, which is more than a field that has died out, and grow with the square of the stages: hence long marches are cut
-into spans of `SPAN` steps.
+y_k and y_{k+1}: nothing but the last two is kept, whatever N. Errors are of the size of rounding the field a span
+begins with, which is more than a field that has died out, and grow with the square of the stages: hence long marches
+are cut into spans of `SPAN` steps.
 
 Shapes: as in adjoint.py, of which these kernels give the results; the reference marches step by step.
 Source: Clenshaw, Math. Tables Aids Comput. 9 (1955) 118; Newman and Rivlin, "Approximation of monomials by lower degree
@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from fastdiff.kernels import adjoint, variable
 from fastdiff.kernels._adjoint import (
@@ -64,6 +63,7 @@ from fastdiff.kernels._jit import (
     wide_vectors,
 )
 from fastdiff.kernels._march import LANES, At, Star, change, ends_vary, holds_rows, sample_of
+from fastdiff.kernels._part import overload_part
 from fastdiff.kernels._threads import default_threads, together
 
 SPAN = {4: 1024, 8: 4096}  # steps that are taken at once, by the bytes of a number
@@ -167,7 +167,7 @@ def _scope():
             "restrict_kept": restrict_kept, "restrict_grad": restrict_grad}
 
 
-@overload(stage_rows, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+@overload_part(stage_rows, fastmath=FASTMATH, error_model="numpy")
 def _stage_rows(p, dst, d, src, s, kept, h, along, rows, o0, o1, lo, hi, before, factor, tail, i0, i1, di0, di1,
                 origin):
     lines = ["def of(p, dst, d, src, s, kept, h, along, rows, o0, o1, lo, hi, before, factor, tail, i0, i1, di0, di1,"
@@ -186,7 +186,7 @@ def _stage_rows(p, dst, d, src, s, kept, h, along, rows, o0, o1, lo, hi, before,
     return scope["of"]
 
 
-@overload(back_rows, jit_options={"fastmath": FASTMATH, "error_model": "numpy"})
+@overload_part(back_rows, fastmath=FASTMATH, error_model="numpy")
 def _back_rows(p, q, dst, d, lam, l, src, s, kept, h, given, m, grad, g, stride, along, rows, o0, o1, lo, hi, weight,
                i0, i1, di0, di1, origin):
     grads = q.instance_class.grads
@@ -336,7 +336,7 @@ def grads_of(q):
     return type(q).grads
 
 
-@overload(grads_of)
+@overload_part(grads_of)
 def _grads_of(q):
     count = np.int64(q.instance_class.grads)
     return lambda q: count

@@ -65,8 +65,8 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
     rtol      asked relative error in time, in the Euclidean norm of each sample and component; default 1e-4. rk23 and
               rkl2 estimate it at each step; crank_nicolson, strang and etdrk4 by solving again with smaller steps,
               from which a better solution is extrapolated
-    device    "cpu", "cuda", or None: where u0 is. An explicit choice never falls back. strang, etdrk4 and spectral run
-              on the CPU alone
+    device    "cpu", "cuda", "cuda:1", or None: where u0 is. An explicit choice never falls back. strang, etdrk4
+              and spectral run on the CPU alone
     threads   CPU threads; default: all cores we may use
     progress  show a bar with speed and time left
     callback  called as callback(t, u, state) at each look, u like u0; state has seconds, looks, frames, and room for

@@ -54,6 +54,25 @@ def test_steps_on_the_gpu_are_those_on_the_cpu(name, dtype):
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not SIMULATED, reason="tensors on the CPU play those of a GPU")
+def test_a_whole_solution_with_tensors(monkeypatch):
+    """`fd.solve` on tensors of a GPU, with fixed steps and with steps that meet rtol by extrapolation."""
+    import torch
+
+    from fastdiff import dispatch, state
+
+    grid, u0 = fd.Grid((5, 4)), np.random.default_rng(0).random((5, 4))
+    walls = {"x": (D("sin(t)"), N(0.1))}
+    adopted = dispatch.Array(torch.from_numpy(u0.copy()), "cuda", lambda a: a.numpy())
+    monkeypatch.setattr(state, "adopt", lambda array, device: adopted if device == "cuda" else dispatch.adopt(array))
+    for how in (dict(dt=0.05), dict(rtol=0.05, save_at=[0.1, 0.2])):
+        what: dict = dict(boundary=walls, method="crank_nicolson", **how)
+        want, got = (fd.solve(fd.Heat(0.3), u0, grid, 0.2, device=device, **what) for device in ("cpu", "cuda"))
+        assert got.stats["steps"] == want.stats["steps"] and got.u.shape == want.u.shape
+        np.testing.assert_allclose(got.u, want.u, rtol=1e-12)
+
+
+@pytest.mark.cuda
 def test_systems_refuse_what_does_not_fit(rng):
     from fastdiff.kernels._tridiagonal_cuda import SystemsCuda
 

@@ -371,6 +371,8 @@ def test_bad_equations_and_boundaries():
     bad("unknown boundary 'q'; known", boundary={"q": fd.Dirichlet(0.0)})
     bad("parameters for 2 samples, but u0 has 1", equation=fd.Heat(np.array([0.1, 0.2])))
     bad("unknown device 'tpu'", device="tpu")
+    bad("unknown device 'cuda:x'", device="cuda:x")
+    bad("unknown device 'cpu:0'", device="cpu:0")
 
 
 def test_an_explicit_device_never_falls_back():
@@ -378,6 +380,36 @@ def test_an_explicit_device_never_falls_back():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     bad("torch finds no GPU", RuntimeError, device="cuda")
+    bad('device="cuda:1" was asked for, but torch finds no GPU', RuntimeError, device="cuda:1")
+
+
+def test_a_gpu_by_its_number(monkeypatch):
+    """Of two GPUs the asked one takes the field, and kernels are launched there."""
+    torch = pytest.importorskip("torch")
+    from contextlib import contextmanager
+    from types import SimpleNamespace
+
+    from fastdiff import dispatch
+    from fastdiff.kernels import _cuda
+
+    sent, entered = [], []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.Tensor, "to", lambda t, name: sent.append(name) or t)
+    assert dispatch.adopt(np.ones(3), "cuda:1").backend == "cuda" and sent == ["cuda:1"]
+    with pytest.raises(RuntimeError, match=r'"cuda:2" was asked for, but torch finds 2 GPU\(s\), numbered from 0'):
+        dispatch.adopt(np.ones(3), "cuda:2")
+
+    class Gpus:
+        @contextmanager
+        def __getitem__(self, k):
+            entered.append(k)
+            yield
+
+    monkeypatch.setattr(_cuda, "toolkit", lambda: SimpleNamespace(gpus=Gpus()))
+    monkeypatch.setattr(_cuda, "simulated", lambda: False)
+    with _cuda.on(SimpleNamespace(device=torch.device("cuda:1"))), _cuda.on(np.ones(3)), _cuda.on(torch.ones(3)):
+        assert entered == [1]
 
 
 @pytest.mark.parametrize("method", ["strang", "etdrk4", "spectral"])

@@ -32,6 +32,8 @@ class Solver(nn.Module):
     them); where the equation has a tuple or a mapping, "velocity.x", "diffusivity.u". Values at walls are "x low",
     "y high", and of several components "u, x low"; a Robin condition's a and b are "x low.a" and "x low.b".
 
+    A field on a GPU is marched there; its walls may not depend on u. Parameters may be on the CPU or the GPU.
+
     u as in `fd.nn.functional.march`, which says what is raised; so it is a step of `fd.nn.Hybrid`, too.
     """
 

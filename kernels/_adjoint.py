@@ -83,6 +83,7 @@ from fastdiff.kernels._part import overload_part
 from fastdiff.kernels._run import SECOND, march, space_of
 from fastdiff.kernels._stages import CHAIN, MOST_COMPONENTS, spread
 from fastdiff.kernels._threads import default_threads, scratch, together
+from fastdiff.kernels._wide import near_of
 
 TERMS = 5  # sums at each wall cell: by u0, by u1, by g, of the ghost itself, and by the wall's weight
 LINE = 8  # numbers in a cache line
@@ -945,7 +946,7 @@ def march_adjoint(rule, back, u, cot, edges, steps, *, kept=None, plan: Checkpoi
     """
     threads = default_threads() if threads is None else threads
     u, cot = np.ascontiguousarray(u), np.ascontiguousarray(cot, u.dtype)
-    run = _Segments(rule, back, u, edges, slopes, stages, step, walls, threads)
+    run = _segments(rule, back, u, edges, slopes, stages, step, walls, threads)
     if steps == 0:
         return run.result(cot.copy())
     if plan is None:
@@ -963,6 +964,17 @@ def march_adjoint(rule, back, u, cot, edges, steps, *, kept=None, plan: Checkpoi
         cot = _reverse(run, plan, state, at, end - at, slots, cot)
         end, slots = at, slots + 1
     return run.result(cot)
+
+
+def _segments(rule, back, u, edges, slopes, stages, step, walls, threads):
+    """What segments share, for rules that look one cell far and for those that look further."""
+    if near_of(rule) == "star":
+        return _Segments(rule, back, u, edges, slopes, stages, step, walls, threads)
+    from fastdiff.kernels._adjoint_wide import WideSegments
+
+    if stages != 1:
+        raise ValueError("rules that look further than one cell are transposed for forward Euler alone")
+    return WideSegments(rule, back, u, edges, slopes, step, walls, threads)
 
 
 def _reverse(run, plan, state, at, steps, slots, cot):

@@ -47,6 +47,7 @@ from fastdiff.kernels._march_cuda import (
 )
 from fastdiff.kernels._run import space_of
 from fastdiff.kernels._state_cuda import copy_cuda, hold_cuda, resize_cuda
+from fastdiff.kernels._wide import near_of
 
 cuda = _cuda.toolkit()
 THREADS = 128
@@ -239,6 +240,9 @@ def refuse(rule, edges):
     called = edges.ints[HEAD + CALL : HEAD + 6 * count * ITEMS : ITEMS].any()
     if called or is_seeing(edges):
         raise NotImplementedError("a boundary value that depends on the field has an adjoint on the CPU alone")
+    if near_of(rule) != "star":
+        raise NotImplementedError("orders 4 and 6, matrices of diffusivities, upwind2 and upwind3, and equations of "
+                                  "fourth order have an adjoint on the CPU alone: move the field there, u.cpu()")
 
 
 def _zeros(like, shape):

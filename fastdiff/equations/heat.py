@@ -258,6 +258,16 @@ class Heat(AsGiven):
                         _add(found, "".join("pm"[at[x] < 0] + letters[x] for x in sorted(at) if at[x]), w)
         return "box", found
 
+    def _entry(self, grid: Grid, a: int, b: int) -> dict:
+        """What 1 in row a and column b of a matrix of diffusivities that are numbers adds to the weights of `_wide`."""
+        letters, one, found = {2: "02", 3: "012"}[grid.ndim], np.ones((1, *grid.shape)), {}
+        if a == b:
+            return dict(zip(("m" + letters[a], "p" + letters[a]), _linear.diffusion(grid, one, a)))
+        for (k, o), w in _linear.mixed(grid, one, a, b, self._open).items():
+            at = {a: k, b: o}
+            _add(found, "".join("pm"[at[x] < 0] + letters[x] for x in sorted(at) if at[x]), w)
+        return found
+
     def euler(self, grid: Grid, dt: float, batch: int, dtype):
         """Forward Euler: kernels/heat.py where D is constant, kernels/variable.py where not."""
         D, R = self._laws

@@ -34,6 +34,7 @@ from fastdiff.equations import (
     AllenCahn,
     Brusselator,
     Burgers,
+    CahnHilliard,
     DiffusionSorption,
     FisherKPP,
     FitzHughNagumo,
@@ -42,6 +43,7 @@ from fastdiff.equations import (
     PorousMedium,
     ReactionDiffusion,
     Schnakenberg,
+    SwiftHohenberg,
     _linear,
 )
 from fastdiff.equations._base import samples
@@ -50,12 +52,14 @@ from fastdiff.equations._laws import compiled_law, host_law, slope
 from fastdiff.equations._named import Named
 from fastdiff.equations._rules import _plain
 from fastdiff.equations._transposed import back_module
+from fastdiff.equations.heat import _LAPLACIAN, _LIMIT
 from fastdiff.expressions import Expression
 from fastdiff.grid import Grid
-from fastdiff.kernels import adjoint, burgers, heat, nonlinear, variable
+from fastdiff.kernels import adjoint, burgers, fourth_order, heat, nonlinear, variable, wide
 from fastdiff.kernels import rkl2 as _rkl2
 from fastdiff.kernels._adjoint import staged_back
 from fastdiff.kernels._adjoint_nonlinear import back_burgers, back_law, back_stored
+from fastdiff.kernels._adjoint_wide import back_fourth, back_weighted
 from fastdiff.kernels._edges import HOLD, Side
 from fastdiff.kernels._fields import Cells
 from fastdiff.kernels._stages import stage_times, staged
@@ -66,6 +70,7 @@ from fastdiff.steppers._base import Unstable
 
 METHODS_KNOWN = ("euler", "rk4", "rkl2")
 RATES, FACES, CELLS, REACTION, LAW, FLUX = "rates", "faces", "cells", "reaction", "law", "flux"
+WIDE, WIDE_CELLS = "wide", "wide cells"  # coefficients of a wide rule, numbers or fields
 
 _NAMED: dict[type, Any] = {  # diffusivity of each component, from the fields of a named equation
     AllenCahn: lambda p: [p["M"] * p["kappa"]],
@@ -76,9 +81,9 @@ _NAMED: dict[type, Any] = {  # diffusivity of each component, from the fields of
     Schnakenberg: lambda p: [p["Du"], p["Dv"]],
     SIR: lambda p: [p["D"]] * 3,
 }
-_OTHERS = (Heat, PorousMedium, DiffusionSorption, AdvectionDiffusion, Burgers, ReactionDiffusion)
-_SUPPORTED = ("fd.Heat (order 2, no matrix), fd.PorousMedium, fd.DiffusionSorption, fd.AdvectionDiffusion (upwind1, "
-              "central), fd.Burgers, fd.ReactionDiffusion, " + ", ".join(f"fd.{cls.__name__}" for cls in _NAMED))
+_FOURTH = (CahnHilliard, SwiftHohenberg)
+_OTHERS = (Heat, PorousMedium, DiffusionSorption, AdvectionDiffusion, Burgers, ReactionDiffusion, *_FOURTH)
+_SUPPORTED = ", ".join(f"fd.{cls.__name__}" for cls in (*_OTHERS, *_NAMED))
 
 
 def _refuse(why):
@@ -88,11 +93,13 @@ def _refuse(why):
 def _check_equation(equation):
     if not isinstance(equation, (*_OTHERS, *_NAMED)):
         _refuse(f"fd.nn has no adjoint of {type(equation).__name__}")
+
+
+def _is_wide(equation) -> bool:
+    """Whether a step looks further than one cell along the axes (kernels/_wide.py)."""
     if isinstance(equation, Heat):
-        if equation.order > 2 or equation._matrix is not None:
-            _refuse("fd.nn has no adjoint of wide stencils (order 4 and 6, a matrix as diffusivity)")
-    if isinstance(equation, AdvectionDiffusion) and equation.scheme not in ("upwind1", "central"):
-        _refuse(f'fd.nn has no adjoint of scheme="{equation.scheme}"')
+        return equation.order > 2 or equation._matrix is not None
+    return isinstance(equation, _FOURTH) or getattr(equation, "scheme", "") in ("upwind2", "upwind3")
 
 
 # -- digests -----------------------------------------------------------------------------------------------------------
@@ -212,6 +219,8 @@ class Layout:
             largest = 4 * float((space[0].astype(np.float64) * np.asarray(stiffness)).sum(-1).max())
         elif self.kind == "numbers":
             largest = float(np.abs(space[0].astype(np.float64)).sum(-1).max())
+        elif self.kind in (WIDE, WIDE_CELLS):
+            largest = self._widest(space[0].astype(np.float64), np.asarray(stiffness))
         else:
             decay = self._of(numbers, "decay")
             largest = 1 / _linear.stable_step(grid, self._neighbours(space), decay, stiffness)
@@ -221,6 +230,21 @@ class Layout:
                            f"the largest stable step is {problem.dt * problem.reach / largest:.4g}. Take a smaller dt, "
                            "or keep learned coefficients in range, for example with fd.nn.Bounded")
         return largest
+
+    def _widest(self, space, walls) -> float:
+        """`check` for wide rules; where only experience tells, 0: a field that blows up is noticed in the end."""
+        problem, ndim = self.problem, self.problem.grid.ndim
+        if isinstance(problem.equation, Heat) and problem.equation.order > 2:
+            per_axis = space[:, : 2 * ndim : 2] / _LAPLACIAN[problem.equation.order][0]
+            if per_axis.min() < 0:
+                raise ValueError("a diffusivity is negative: keep a learned one positive with fd.nn.Bounded")
+            return float((2 * per_axis * walls).sum(-1).max()) / _LIMIT[problem.equation.order]
+        if isinstance(problem.equation, _FOURTH):
+            local = isinstance(problem.equation, SwiftHohenberg)
+            soft, stiff = 4 * space[:, :ndim] * walls, 16 * space[:, ndim : ndim + ndim * (ndim + 1) // 2]
+            total = soft.sum(1) * (1 if local else 2) + stiff.sum(1) * max(walls) ** 2
+            return float((total - (space[:, -3] if local else 0)).max()) / 2
+        return 0.0
 
     def at_once(self, steps: int, itemsize: int) -> bool:
         """Whether so many steps are marched as one polynomial of a step (kernels/power.py)."""
@@ -232,7 +256,8 @@ class Layout:
         problem = self.problem
         fits = self.kind in (RATES, FACES, CELLS) and isinstance(problem.equation, Heat) and problem.scheme is None
         still = problem.timed is None and not any(problem.laws) and not self.decay
-        return fits and still and problem.shortcut and problem.real and not any(w.coefficients for w in self.walls)
+        return fits and still and problem.shortcut and problem.real and not any(
+            w.coefficients and not isinstance(problem.conditions.get(w.side), Flux) for w in self.walls)
 
     def scaled(self, numbers, scale):
         """The tensors of a step `scale` times as long."""
@@ -309,6 +334,8 @@ class Layout:
         elif self.kind == FLUX:
             rate = np.broadcast_to(space[0][:, 0, 0], batch)
             rule = burgers.rule(np.full(batch, problem.dt / grid.spacing[0]), rate, dtype)
+        elif self.kind in (WIDE, WIDE_CELLS):
+            rule = self._wide_rule(self._columns(space[0], batch, dtype), dtype)
         elif self.kind == "numbers":
             classes = (variable.Variable1D, variable.Variable2D, variable.Variable3D)
             rule = classes[ndim - 1](*_each(space[0], batch, dtype))
@@ -327,6 +354,29 @@ class Layout:
         if problem.timed is not None:
             rule = nonlinear.Both(rule, timed_source(problem.timed, grid, problem.dt, dtype))
         return rule
+
+    def _columns(self, space, batch, dtype):
+        """The numbers of a wide rule (b, count) or (b, count, *grid), one by one, as rules take them."""
+        if space.ndim == 2:
+            return _each(space, batch, dtype)
+        return [Cells(np.ascontiguousarray(w), self.problem.grid.ndim, dtype) for w in np.moveaxis(space, 1, 0)]
+
+    def _wide_rule(self, columns, dtype):
+        problem, ndim = self.problem, self.problem.grid.ndim
+        if not isinstance(problem.equation, _FOURTH):
+            return wide.RULES[problem.near, ndim](*columns)
+        count = ndim * (ndim + 1) // 2
+        local = np.stack(columns[ndim + count :], 1) if len(columns) > ndim + count else None
+        return fourth_order.rule(np.stack(columns[:ndim], 1), np.stack(columns[ndim : ndim + count], 1), dtype, local)
+
+    def _wide_back(self, numbers, batch, dtype, want):
+        problem, decay = self.problem, self._of(numbers, "decay")
+        columns, sums = self._columns(numbers[0], batch, dtype), want[("space", 0)]
+        if isinstance(problem.equation, _FOURTH):
+            local = isinstance(problem.equation, SwiftHohenberg)
+            return back_fourth(columns, local, problem.grid.ndim, dtype, sums=sums)
+        return back_weighted(problem.near, columns, None if decay is None else Cells(decay, problem.grid.ndim, dtype),
+                             sums=sums, by_decay=want.get(("decay",), False), source=want.get(("source",), False))
 
     def _values(self, numbers):
         """The reaction's parameters in float64."""
@@ -360,6 +410,8 @@ class Layout:
         elif self.kind == CELLS:
             back = adjoint.back_cells(self._neighbours(space), edges, dtype, decay, sums=by_space, by_decay=by_decay,
                                       source=by_source)
+        elif self.kind in (WIDE, WIDE_CELLS):
+            back = self._wide_back(numbers, batch, dtype, want)
         elif self.kind == FLUX:
             back = back_burgers(self._plain_rule(numbers, batch, dtype), by_space)
         elif self.kind == LAW:
@@ -436,6 +488,9 @@ class Layout:
             return [_total(sums[:, :ndim], 2)[:, None]], ndim
         if self.kind == "numbers":
             return [_total(sums[:, : 2 * ndim], 2)], 2 * ndim
+        if self.kind in (WIDE, WIDE_CELLS):
+            count = self.problem.wide_count
+            return [_total(sums[:, :count], 2) if self.kind == WIDE else sums[:, :count]], count
         if self.kind == REACTION:
             spread = self.problem.spread
             by_rate = np.zeros((B, len(spread), ndim))
@@ -482,7 +537,7 @@ class Layout:
         made = np.repeat(space[0][:, 0], 2, 1) if self.kind == RATES else space[0]
         return np.broadcast_to(made.T.reshape(2 * ndim, len(made), *[1] * ndim), (2 * ndim, len(made), *grid)), None
 
-    def needs_walls(self, faces, edges, wanted) -> bool:
+    def needs_walls(self, faces, wanted) -> bool:
         """Whether the walls' sums are wanted: those by the walls' weights are 0 where a ghost is the cell itself."""
         learned = any(w for slot, w in zip(self.slots, wanted) if slot[0] in ("coefficients", "value"))
         faces_too = self.kind == FACES and any(wanted[: self.leading]) and not _are_closed(faces)
@@ -543,12 +598,19 @@ def parameters_of(equation, grid, boundary) -> dict[str, Any]:
     found: dict[str, Any] = {}
     equation = equation.system if isinstance(equation, PorousMedium | DiffusionSorption) else equation
     by_law = uses(equation.diffusivity, "u") if isinstance(equation, Heat) else False
+    matrix = equation._matrix if isinstance(equation, Heat) else None
     if isinstance(equation, ReactionDiffusion):
         given = equation.diffusivity
         found = {f"diffusivity.{n}": v for n, v in given.items()} if isinstance(given, dict) else {"diffusivity": given}
         found |= equation.parameters
     elif isinstance(equation, Named):
         found = {name: getattr(equation, name) for name in _fields_of(equation)}
+    elif isinstance(equation, _FOURTH):
+        found = {name: getattr(equation, name) for name in equation._fields}
+    elif matrix is not None:
+        even = all(not is_formula(e) and np.size(e) == 1 for row in matrix for e in row)
+        found = {"diffusivity": np.array(matrix, np.float64)} if even else {}
+        found |= {} if equation.source is None or uses(equation.source, "t") else {"source": equation.source}
     else:
         for name in ("diffusivity", "velocity", "source", "nu"):
             value = getattr(equation, name, None)
@@ -591,6 +653,9 @@ class Problem:
             _refuse("fd.nn has no adjoint of reactions with D(x), with a velocity or on curved or graded grids")
         if isinstance(equation, Heat) and any(law is not None and law.placed for law in equation._laws):
             _refuse("fd.nn has no adjoint of a diffusivity or capacity that depends on u and on the place")
+        if _is_wide(equation) and method != "euler":
+            _refuse(f"fd.nn has no adjoint of method {method!r} for stencils wider than one cell (orders 4 and 6, "
+                    'upwind2 and upwind3, a matrix as diffusivity, equations of fourth order): take "euler"')
         if method not in METHODS_KNOWN:
             raise NotImplementedError(f"fd.nn has no adjoint of method {method!r}; differentiable are "
                                       f"{', '.join(map(repr, METHODS_KNOWN))}")
@@ -619,7 +684,9 @@ class Problem:
         self.laws = D and D.source, R and R.source
         named = getattr(self, "system", equation)
         self.named = tuple(getattr(named, "parameters", ()))
-        self.linear = not (hasattr(self, "system") or self._bent or any(self.laws) or isinstance(equation, Burgers))
+        self.wide = _is_wide(equation)
+        self.linear = not (hasattr(self, "system") or self._bent or any(self.laws) or isinstance(equation, Burgers)
+                           or self.wide)
         self._layouts: dict = {}
         self._static: dict = {}
 
@@ -714,6 +781,8 @@ class Problem:
     def _space(self, given, batch):
         if hasattr(self, "system"):
             return REACTION, [self._rates(given)], None
+        if self.wide:
+            return self._far(given, batch)
         if isinstance(self.equation, Heat):
             return self._heat(given, batch)
         if isinstance(self.equation, Burgers):
@@ -795,6 +864,90 @@ class Problem:
         middle = (slice(None), slice(None), *[n // 2 for n in grid.shape])
         return "numbers", [stacked[middle]], None
 
+    # -- wide rules ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def near(self) -> str:
+        """How far a wide rule with weights looks."""
+        order = getattr(self.equation, "order", 4)
+        return "box" if getattr(self.equation, "_matrix", None) is not None else f"star{order // 2}"
+
+    @cached_property
+    def wide_count(self) -> int:
+        """How many coefficients a wide rule has."""
+        ndim = self.grid.ndim
+        if isinstance(self.equation, _FOURTH):
+            return ndim + ndim * (ndim + 1) // 2 + 3 * isinstance(self.equation, SwiftHohenberg)
+        return len(wide.names_of(self.near, ndim))
+
+    def _far(self, given, batch):
+        """Coefficients of a wide rule, in the order of its fields."""
+        if isinstance(self.equation, _FOURTH):
+            return WIDE, [self._fourth(given)], None
+        if isinstance(self.equation, AdvectionDiffusion):
+            return self._far_carried(given, batch)
+        if self.equation._matrix is not None:
+            return WIDE_CELLS, [self._matrix(given)], None
+        D, _ = self._fields(given, "diffusivity", batch, "diffusivity")
+        names, letters, made = wide.names_of(self.near, self.grid.ndim), {1: "2", 2: "02", 3: "012"}[self.grid.ndim], []
+        for name in names:
+            axis = letters.index(name[-1])
+            weight = _LAPLACIAN[self.equation.order][len(name) - 2]
+            made.append(D[axis].reshape(-1) * (weight * self.dt / self.grid.spacing[axis] ** 2))
+        return WIDE, [_stacked(made)], None
+
+    def _fourth(self, given):
+        """As `fourth_order.coefficients` has them, and the local part; (b, count)."""
+        values = [self._number(given, name) for name in self.equation._fields]
+        r = [1 / dx**2 for dx in self.grid.spacing]
+        pairs = [r[a] * r[a] for a in range(len(r))]
+        pairs += [2 * r[a] * r[b] for a in range(len(r)) for b in range(a + 1, len(r))]
+        if isinstance(self.equation, CahnHilliard):
+            kappa, M = values
+            made = [M * v for v in r] + [M * kappa * v for v in pairs]
+        else:
+            (rise, q, g), one = values, torch.ones(1, dtype=torch.float64)
+            made = [-2 * q**2 * v for v in r] + [one * v for v in pairs] + [rise - q**4, g, one]
+        return _stacked([v * self.dt for v in made])
+
+    def _named_weights(self, found):
+        """Weights by name as (b, count, *grid), those that are missing 0."""
+        zero, names = np.zeros((1, *self.grid.shape)), wide.names_of(self.near, self.grid.ndim)
+        return np.stack(np.broadcast_arrays(*(found.get(name, zero) for name in names)), 1)
+
+    def _matrix(self, given):
+        """Weights of a matrix of diffusivities: a sum over its entries, times what each of them does."""
+        if "diffusivity" not in given:
+            return self._kept("weights", lambda: self._named_weights(
+                self.equation._wide(self.grid, samples(self.equation, self.grid))[1])) * self.dt
+        n, D = self.grid.ndim, given["diffusivity"]
+        if tuple(D.shape) != (n, n):
+            raise ValueError(f"diffusivity: expected a matrix ({n}, {n}), not of shape {tuple(D.shape)}")
+        if any(isinstance(c, Flux) for c in self.conditions.values()):
+            _refuse("fd.nn has no adjoint of fd.Flux with a matrix that is learned")
+        parts = self._kept("entries", lambda: np.stack([self._named_weights(self.equation._entry(self.grid, a, b))[0]
+                                                        for a in range(n) for b in range(n)]))
+        return torch.tensordot(D.reshape(-1) * self.dt, parts, 1)[None]
+
+    def _far_carried(self, given, batch):
+        """upwind2 and upwind3."""
+        grid, equation, letters = self.grid, self.equation, {1: "2", 2: "02", 3: "012"}[self.grid.ndim]
+        if not (self._learns(given, "velocity") or self._learns(given, "diffusivity")):
+            weights, decay = equation._weights(grid, samples(equation, grid))
+            space = self._kept("weights", lambda: self._named_weights(weights)) * self.dt
+            return WIDE_CELLS, [space], None if decay is None else self._kept("decay", lambda: decay) * self.dt
+        D, _ = self._fields(given, "diffusivity", batch, "diffusivity")
+        v, moves = self._fields(given, "velocity", batch, "velocity")
+        found, outflow = {}, 0.0
+        for k, letter in enumerate(letters):
+            spread = _weights.diffusion(grid, D[k].expand(len(D[k]), *grid.shape) * self.dt, k)
+            flow, out = _weights.upwind(grid, v[k].expand(len(v[k]), *grid.shape) * self.dt, k, equation.scheme)
+            found |= {"m" + letter: spread[0] + flow[-1], "p" + letter: spread[1] + flow[1], "mm" + letter: flow[-2],
+                      "pp" + letter: flow[2]}
+            outflow = outflow + out
+        names = wide.names_of(self.near, grid.ndim)
+        return WIDE_CELLS, [_stacked([found[name] for name in names])], -outflow if moves else None
+
     def _source(self, given, batch):
         value = getattr(self.equation, "source", None)
         if value is None or self.timed is not None:
@@ -833,8 +986,8 @@ class Problem:
 
     def _learned_walls(self, given, batch):
         walls, numbers = [], []
-        by_diffusivity = any(name.startswith(("diffusivity", "D")) or name in ("M", "kappa", "nu")
-                             for name in given)
+        by_diffusivity = not isinstance(self.equation, _FOURTH) and any(
+            name.startswith(("diffusivity", "D")) or name in ("M", "kappa", "nu") for name in given)
         for label, side in self.labels.items():
             condition = self.conditions.get(side, Neumann(0.0))
             value, robin = label in given, f"{label}.a" in given or f"{label}.b" in given

@@ -127,4 +127,24 @@ def advection(grid: Grid, v, axis: int, scheme: str):
     return below / volume, above / volume, (high - low) / volume
 
 
-__all__ = ["advection", "diffusion", "is_shared", "shared", "wall_values"]
+def upwind(grid: Grid, v, axis: int, scheme: str):
+    """Weights {cells away: (batch, *grid)} of upwind schemes of order 2 and 3 along an axis, and div v, per time."""
+    dim, (a, b), (first, last) = axis + 1, _sides(v, axis), _ends(v, axis)
+    n, inner = v.shape[dim], (a + b) / 2
+    if grid.periodic[axis]:
+        ends = [(last + first) / 2] * 2
+    else:
+        ends = [2 * first - inner.narrow(dim, 0, 1), 2 * last - inner.narrow(dim, n - 2, 1)]
+    low, high = _sides(torch.cat([ends[0], inner, ends[1]], dim) / grid.spacing[axis], axis)
+    second, one, down = (-1 / 2, 3 / 2, 0.0) if scheme == "upwind2" else (-1 / 6, 5 / 6, 1 / 3)
+    weights = {k: torch.zeros_like(v) for k in (-2, -1, 1, 2)}
+    for flow, sign, shift in ((low, 1, -1), (high, -1, 0)):  # of the face between cells shift and shift + 1
+        with_it, against = sign * flow.clamp(min=0), sign * flow.clamp(max=0)
+        for where, part in ((shift - 1, second * with_it), (shift, one * with_it), (shift + 1, down * with_it),
+                            (shift + 2, second * against), (shift + 1, one * against), (shift, down * against)):
+            if where:
+                weights[where] = weights[where] + part
+    return weights, high - low
+
+
+__all__ = ["advection", "diffusion", "is_shared", "shared", "upwind", "wall_values"]

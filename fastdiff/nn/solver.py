@@ -18,19 +18,20 @@ class Solver(nn.Module):
         u = solver(u0)                       # the gradient reaches u0 and solver.value("diffusivity")
         u = solver(u0, diffusivity=D)        # or give a tensor at each call: a number, (B,), (*grid) or (B, *grid)
 
-    equation, grid, boundary   as in `fd.solve`; fd.Heat (order 2, no matrix), fd.PorousMedium, fd.DiffusionSorption,
-                fd.AdvectionDiffusion with "upwind1" or "central", fd.Burgers, fd.ReactionDiffusion and the
-                named reactions
+    equation, grid, boundary   as in `fd.solve`; every equation of fastdiff, but no reactions with D(x) or on curved
+                grids, and no diffusivity that depends on u and on the place
     dt, steps   the step, by default a safe one, and how many of them a call marches
-    method      "euler", "rk4" or "rkl2"
+    method      "euler", "rk4" or "rkl2"; "euler" alone for orders 4 and 6, a matrix as diffusivity, "upwind2" and
+                "upwind3", fd.CahnHilliard and fd.SwiftHohenberg
     learn       names of parameters that become nn.Parameters, starting from what the equation says; or a mapping from
                 names to tensors, parameters or modules without arguments, such as fd.nn.Bounded
     memory      bytes for states that the backward pass needs; default: about 2 sqrt(steps) states
     shortcut    whether many linear steps that are all the same are summed as one polynomial: `march` says when
 
-    Parameters by name: "diffusivity", "velocity", "source", those of a reaction, such as "F" and "k" (`known` lists
-    them); where the equation has a tuple or a mapping, "velocity.x", "diffusivity.u". Values at walls are "x low",
-    "y high", and of several components "u, x low"; a Robin condition's a and b are "x low.a" and "x low.b".
+    Parameters by name: "diffusivity" (of a matrix all of it), "velocity", "source", those of a reaction, such as "F"
+    and "k" (`known` lists them); where the equation has a tuple or a mapping, "velocity.x", "diffusivity.u". Values at
+    walls are "x low", "y high", and of several components "u, x low"; a Robin condition's a and b are "x low.a" and
+    "x low.b".
 
     A field on a GPU is marched there; its walls may not depend on u. Parameters may be on the CPU or the GPU.
 

@@ -46,17 +46,19 @@ def _diverged(layout, steps):
 
 
 def _march_cpu(u, numbers, key, start, steps, keep):
+    kind, at_once = u.dtype, LAYOUTS[key].at_once(steps, u.element_size())
+    u, numbers = _double(u, numbers) if at_once else (u, numbers)
     layout, u, numbers, faces, edges, rule = _ready(u, numbers, key, start, steps)
     largest = layout.check(numbers, faces.stiffness)
-    if layout.at_once(steps, u.itemsize):
-        new, kept = _march_at_once(layout, u, numbers, edges, steps, largest, keep)
+    if at_once:
+        new, kept = _march_at_once(layout, u, numbers, edges, steps, largest, keep, kind.itemsize)
     else:
         stages, plan = _plan(layout, u.shape, u.itemsize, steps)
         plan = plan if keep else plan._replace(count=0)
         new, kept = march_kept(rule, u, edges, steps, plan, stages=stages, threads=layout.problem.threads)
     if not np.isfinite(new).all():
         raise _diverged(layout, steps)
-    return torch.from_numpy(new), torch.from_numpy(kept)
+    return torch.from_numpy(new).to(kind), torch.from_numpy(kept)
 
 
 def _ready_cuda(u, numbers, key, start, steps):
@@ -97,16 +99,21 @@ def _adjoint_cuda(cot, u, kept, numbers, key, start, steps, wanted):
     back = layout.back(values, edges, len(host), host.dtype, wanted)
     states = list(kept) if len(kept) == len(plan.positions(steps)) else None
     found = march_adjoint_cuda(rule, back, u, cot, edges, steps, kept=states, plan=plan, stages=stages,
-                               walls=layout.needs_walls(faces, edges, wanted), stream=stream_of(u))
+                               walls=layout.needs_walls(faces, wanted), stream=stream_of(u))
     found = to_host(found, u.ndim - 2, type(back).grads)
     by_start, by_numbers = layout.gradients(found, values, wanted, host, faces, edges)
     rest = [n.new_empty(0) if g is None else torch.from_numpy(g).to(n.device) for g, n in zip(by_numbers, numbers)]
     return [torch.from_numpy(by_start).to(u.device), *rest]
 
 
-def _march_at_once(layout, u, numbers, edges, steps, largest, keep):
-    """Many steps of a linear problem as one polynomial (kernels/power.py)."""
-    power = power_of(steps, largest, u.itemsize)
+def _double(u, numbers):
+    """Stages of a polynomial cancel, where steps die out: they are computed in float64."""
+    return u.double(), [n.double() for n in numbers]
+
+
+def _march_at_once(layout, u, numbers, edges, steps, largest, keep, itemsize):
+    """Many steps of a linear problem as one polynomial (kernels/power.py), for a result of so many bytes a number."""
+    power = power_of(steps, largest, itemsize)
     rule = layout.rule(layout.scaled(numbers, power.scale), len(u), u.dtype)
     return march_power(rule, u, edges, power, keep=keep, threads=layout.problem.threads)
 
@@ -114,23 +121,28 @@ def _march_at_once(layout, u, numbers, edges, steps, largest, keep):
 def _kept(layout, shape, itemsize, steps, device="cpu") -> int:
     """How many states a march keeps for its adjoint."""
     if device == "cpu" and layout.at_once(steps, itemsize):
-        return 2 * spans_of(steps, itemsize)
+        return 2 * spans_of(steps)
     return len(_plan(layout, shape, itemsize, steps)[1].positions(steps))
 
 
 def _march_fake(u, numbers, key, start, steps, keep):
-    new = torch.empty_like(u, memory_format=torch.contiguous_format)
-    count = _kept(LAYOUTS[key], u.shape, u.element_size(), steps, u.device.type) if keep else 0
-    return new, u.new_empty((count, *u.shape))
+    layout, size, device = LAYOUTS[key], u.element_size(), u.device.type
+    at_once = device == "cpu" and layout.at_once(steps, size)
+    kept = u.new_empty((_kept(layout, u.shape, size, steps, device) if keep else 0, *u.shape),
+                       dtype=torch.float64 if at_once else u.dtype)
+    return torch.empty_like(u, memory_format=torch.contiguous_format), kept
 
 
 def _adjoint_cpu(cot, u, kept, numbers, key, start, steps, wanted):
-    (cot, kept), device = _all(cot, kept), u
+    device, kinds, at_once = u, [n.dtype for n in (u, *numbers)], LAYOUTS[key].at_once(steps, u.element_size())
+    states = kept if len(kept) == _kept(LAYOUTS[key], u.shape, u.element_size(), steps) else None
+    if at_once:
+        cot, (u, numbers) = cot.double(), _double(u, numbers)
     layout, u, numbers, faces, edges, rule = _ready(u, numbers, key, start, steps)
-    states = kept if len(kept) == _kept(layout, u.shape, u.itemsize, steps) else None
-    threads, walls = layout.problem.threads, layout.needs_walls(faces, edges, wanted)
-    if layout.at_once(steps, u.itemsize):
-        found = _adjoint_at_once(layout, cot, u, states, numbers, faces, edges, steps, wanted, walls)
+    (cot,), states = _all(cot), None if states is None else _all(states)[0]
+    threads, walls = layout.problem.threads, layout.needs_walls(faces, wanted)
+    if at_once:
+        found = _adjoint_at_once(layout, cot, u, states, numbers, faces, edges, steps, wanted, walls, kinds[0].itemsize)
     elif layout.problem.linear and not any(wanted):
         weights, decay = layout.weights(numbers)
         by_start = march_transposed(weights, cot, edges, steps, decay, layout.problem.scheme, threads)
@@ -141,16 +153,16 @@ def _adjoint_cpu(cot, u, kept, numbers, key, start, steps, wanted):
         found = march_adjoint(rule, back, u, cot, edges, steps, kept=states, plan=plan, stages=stages,
                               slopes=layout.slopes(faces), walls=walls, threads=threads)
     by_start, by_numbers = layout.gradients(found, numbers, wanted, u, faces, edges)
-    rest = [device.new_empty(0) if g is None else torch.from_numpy(g) for g in by_numbers]
-    return [torch.from_numpy(by_start), *rest]
+    made = [device.new_empty(0) if g is None else torch.from_numpy(g) for g in (by_start, *by_numbers)]
+    return [g.to(kind) for g, kind in zip(made, kinds)]
 
 
-def _adjoint_at_once(layout, cot, u, kept, numbers, faces, edges, steps, wanted, walls):
+def _adjoint_at_once(layout, cot, u, kept, numbers, faces, edges, steps, wanted, walls, itemsize):
     """The transpose of `_march_at_once`."""
     largest = layout.check(numbers, faces.stiffness)
     if kept is None:
-        kept = _march_at_once(layout, u, numbers, edges, steps, largest, True)[1]
-    power = power_of(steps, largest, u.itemsize)
+        kept = _march_at_once(layout, u, numbers, edges, steps, largest, True, itemsize)[1]
+    power = power_of(steps, largest, itemsize)
     scaled = layout.scaled(numbers, power.scale)
     back = layout.back(scaled, edges, len(u), u.dtype, wanted)
     found = power_adjoint(layout.rule(scaled, len(u), u.dtype), back, kept, cot, edges, power, walls=walls,
@@ -308,9 +320,9 @@ def march(equation, u, grid, *, steps: int, dt=None, boundary=None, method: str 
     memory      bytes for states that the backward pass needs; default: about 2 sqrt(steps) states, and every step is
                 computed twice; with less, more often
     shortcut    many steps of "euler" on fd.Heat with a D, source and walls that do not change in time are one
-                polynomial of the step, and summed as such: 1000 steps take some 190 stages and 4 states
-                (kernels/power.py). The same numbers up to rounding what a span of 1024 steps begins with (4096 in
-                float64); False: step by step
+                polynomial of the step, and summed as such in float64: 1000 steps take some 200 stages and 4 states
+                (kernels/power.py). The same numbers but for 1e-11 (2e-16 in float64) of the field that 4096 steps
+                begin with; False: step by step
     returns     the field after the steps, of u's shape
 
     The gradient is that of the steps as they are computed (discretise, then differentiate), by hand-written transposed

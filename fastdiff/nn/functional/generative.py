@@ -148,7 +148,7 @@ def _step_on(stream, u, model, coefficients, without, old, noise, draw, estimate
         u, model, without, old, noise = (t if t is None else t.detach().contiguous() for t in
                                          (u, model, without, old, noise))
         found = _sampler.cuda(u, model, k, without, old, noise, words, estimate, stream=stream)
-    return found if estimate else (found, u.new_empty(0))
+    return found if estimate else (found, u.new_empty(0))  # pyright: ignore[reportOptionalMemberAccess]
 
 
 _step = op(
@@ -352,7 +352,7 @@ class _GroupNorm(Function):
     @staticmethod
     def vmap(info, in_dims, *given):  # pyright: ignore[reportIncompatibleMethodOverride]
         front = [x if x is None else _to_front(x, d, info.batch_size) for x, d in zip(given[:6], in_dims)]
-        samples = front[0].shape[1]
+        samples = front[0].shape[1]  # pyright: ignore[reportOptionalMemberAccess]
         front[1:3] = [x if x is None or x.ndim == 3 else x.unsqueeze(1).expand(-1, samples, -1) for x in front[1:3]]
         flat = [x if x is None else x.reshape(-1, *x.shape[2:]) for x in front]
         out = _GroupNorm.apply(*flat, *given[6:])

@@ -41,7 +41,7 @@ RUNS = (
     Trained("digits-vae", {"model": "vae"}, 400),
     Trained("fields-vae", {"model": "vae", "batch": 32}, 400),
     Trained("fields-ddpm", {"model": "ddpm", "batch": 32}, 60),
-    Trained("fields-heat", {"model": "heat", "levels": 100, "batch": 32}, 60),
+    Trained("fields-heat", {"model": "heat", "levels": 100, "batch": 32}, 80),
 )
 
 # what is drawn from them: (run, name in the table, how)

@@ -20,7 +20,7 @@ def ddpm(
     schedule: Annotated[str, typer.Option(help="Noise schedule.")] = "cosine",
     prediction: Annotated[str, typer.Option(help="epsilon, sample, v, or edm with karras.")] = "v",
     batch: Annotated[int, typer.Option(help="Samples of a step.")] = 128,
-    rate: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
+    rate: Annotated[float | None, typer.Option(help="Learning rate; default: 0.002, heat 0.0003.")] = None,
     frame: Annotated[int, typer.Option(help="Which frame of a data set's trajectories.")] = -1,
     seed: Annotated[int, typer.Option(help="Of weights, noise and order.")] = 0,
 ):

@@ -86,4 +86,7 @@ def plain(*tensors) -> bool:
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
         return False
     grad = torch.is_grad_enabled()
-    return all(type(t) is torch.Tensor and t.is_cpu and not (grad and t.requires_grad) for t in tensors)
+    for t in tensors:
+        if type(t) is not torch.Tensor or not t.is_cpu or (grad and t.requires_grad):
+            return False
+    return True

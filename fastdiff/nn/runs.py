@@ -16,11 +16,12 @@ from fastdiff.nn.unet import UNet
 from fastdiff.nn.vae import DiffusionVAE
 
 MODELS = ("ddpm", "heat", "blurring", "vae")
+RATES = {"heat": 3e-4}  # learning rates; its noise is 0.01: with larger steps it is never learned to be removed
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that a run is made of. `data`: "digits" or a data set of `fastdiff generate`."""
+    """All that a run is made of. data: "digits" or a file of `fastdiff generate`; rate: None for that of the model."""
 
     model: str = "ddpm"
     data: str = "digits"
@@ -30,13 +31,15 @@ class Settings:
     prediction: str = "v"
     levels: int = 200
     batch: int = 128
-    rate: float = 2e-3
+    rate: float | None = None
     decay: float = 0.995
     seed: int = 0
 
     def __post_init__(self):
         if self.model not in MODELS:
             raise ValueError(f"unknown model {self.model!r}; known: {', '.join(MODELS)}")
+        if self.rate is None:
+            object.__setattr__(self, "rate", RATES.get(self.model, 2e-3))
 
 
 @dataclass
@@ -134,7 +137,7 @@ class Run:
             raise ValueError(f"{self.folder} holds a run of other settings ({other}): choose another folder")
         self.data = data or load(self.settings.data, self.settings.frame)
         self.model: Any = build(self.settings, self.data)
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), self.settings.rate)
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), self.settings.rate or 0.0)
         self.ema = EMA(self.model, self.settings.decay)
         if found is not None:
             self._restore(found)

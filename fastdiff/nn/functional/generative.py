@@ -15,7 +15,7 @@ from fastdiff.kernels import time_embedding as _embedding
 from fastdiff.kernels.noise import Draw
 from fastdiff.kernels.sampler import Coefficients
 from fastdiff.nn._memory import empty_like
-from fastdiff.nn._ops import arrays, into, op, plain, quick
+from fastdiff.nn._ops import array, arrays, into, op, plain, quick
 
 
 def _cuda(function):
@@ -127,6 +127,30 @@ def _check_alike(u, other, name="noise"):
 
 # -- reverse steps -----------------------------------------------------------------------------------------------------
 
+def _numbers(coefficients, u):
+    """The coefficients in the dtype of u, on the host."""
+    return coefficients.array(str(u.dtype).removeprefix("torch."))
+
+
+def _step_cpu(u, model, k, without, old, noise, words, estimate):
+    out: Any = (_like(u), _like(u)) if estimate else _like(u)
+    there = arrays(*out) if estimate else out.numpy()
+    _sampler.cpu(array(u), array(model), k, array(without), array(old), array(noise), words, estimate, out=there)
+    return out
+
+
+def _step_on(stream, u, model, coefficients, without, old, noise, draw, estimate):
+    k = _numbers(Coefficients(*coefficients), u)
+    words = None if draw is None else Draw(*draw)
+    if stream is None:
+        found: Any = _step_cpu(u, model, k, without, old, noise, words, estimate)
+    else:
+        u, model, without, old, noise = (t if t is None else t.detach().contiguous() for t in
+                                         (u, model, without, old, noise))
+        found = _sampler.cuda(u, model, k, without, old, noise, words, estimate, stream=stream)
+    return found if estimate else (found, u.new_empty(0))  # pyright: ignore[reportOptionalMemberAccess]
+
+
 _step = op(
     "reverse_step(Tensor u, Tensor model, float[] coefficients, Tensor? without, Tensor? old, Tensor? noise, "
     "int[]? draw, bool estimate) -> (Tensor, Tensor)",
@@ -135,34 +159,19 @@ _step = op(
     lambda *a: _step_on(torch.cuda.current_stream(a[0].device).cuda_stream, *a))
 
 
-def _step_on(stream, u, model, coefficients, without, old, noise, draw, estimate):
-    k = Coefficients(*coefficients).array(str(u.dtype).removeprefix("torch."))
-    words = None if draw is None else Draw(*draw)
-    if stream is None:
-        out: Any = (_like(u), _like(u)) if estimate else _like(u)
-        there = arrays(*out) if estimate else out.numpy()
-        u, model, without, old, noise = arrays(u, model, without, old, noise)
-        _sampler.cpu(u, model, k, without, old, noise, words, estimate, out=there)
-        return out if estimate else (out, torch.empty(0, dtype=out.dtype))
-    u, model, without, old, noise = (t if t is None else t.detach().contiguous() for t in
-                                     (u, model, without, old, noise))
-    found = _sampler.cuda(u, model, k, without, old, noise, words, estimate, stream=stream)
-    return found if estimate else (found, u.new_empty(0))  # pyright: ignore[reportOptionalMemberAccess]
-
-
 def reverse_step(u, model, coefficients: Coefficients, *, without=None, old=None, noise=None, draw: Draw | None = None,
                  estimate: bool = False) -> Any:
     """One step of a sampler, x' or with `estimate` the pair x' and x0; see kernels/sampler.py. Not differentiated."""
+    given = [u]
     for name, other in (("model", model), ("without", without), ("old", old), ("noise", noise)):
         if other is not None:
             _check_alike(u, other, name)
-    given = [t for t in (u, model, without, old, noise) if t is not None]
+            given.append(other)
+    if plain(*given):
+        return _step_cpu(u, model, _numbers(coefficients, u), without, old, noise, draw, estimate)
     with torch.no_grad():
-        if plain(*given):
-            found = _step_on(None, u, model, coefficients, without, old, noise, draw, estimate)
-        else:
-            found = _step(u, model, [float(k) for k in coefficients], without, old, noise,
-                          None if draw is None else list(draw), estimate)
+        found = _step(u, model, [float(k) for k in coefficients], without, old, noise,
+                      None if draw is None else list(draw), estimate)
     return found if estimate else found[0]
 
 
@@ -343,7 +352,7 @@ class _GroupNorm(Function):
     @staticmethod
     def vmap(info, in_dims, *given):  # pyright: ignore[reportIncompatibleMethodOverride]
         front = [x if x is None else _to_front(x, d, info.batch_size) for x, d in zip(given[:6], in_dims)]
-        samples = front[0].shape[1]
+        samples = front[0].shape[1]  # pyright: ignore[reportOptionalMemberAccess]
         front[1:3] = [x if x is None or x.ndim == 3 else x.unsqueeze(1).expand(-1, samples, -1) for x in front[1:3]]
         flat = [x if x is None else x.reshape(-1, *x.shape[2:]) for x in front]
         out = _GroupNorm.apply(*flat, *given[6:])

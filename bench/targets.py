@@ -60,14 +60,16 @@ class Options:
         return max(2, int(n * self.steps))
 
 
-def alternate(rounds: int, **runs) -> dict[str, list[float]]:
-    """Seconds of each function, taking turns; a first round of all is thrown away.
+def alternate(rounds: int, before=None, **runs) -> dict[str, list[float]]:
+    """Seconds of each function, taking turns; a first round of all is thrown away. `before` is called before each.
 
     A short rest before each lets OpenMP's threads, which spin for a while after their work is done, fall asleep.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for k in range(rounds + 1):
         for name, run in runs.items():
+            if before:
+                before()
             sleep(0.02)
             spent = seconds_of(run)
             if k:

@@ -15,8 +15,10 @@ from fastdiff.kernels import _run
 from fastdiff.kernels._edges import HOLD
 from fastdiff.kernels._march import kept_by
 from fastdiff.kernels._stages import Scheme, spread, stage_times, staged
+from fastdiff.kernels._threads import default_threads, together
 
 SAFETY = 0.9  # of the stability limit, where the user gives no step
+MANY = 1 << 18  # numbers whose norms are shared out to threads
 CHUNK_UPDATES = 1 << 26  # cell updates of a sample between looks at the field and the keyboard
 _compiled: set[Any] = set()
 
@@ -224,8 +226,20 @@ def chunks(steps: int, cells: int):
 def norms(u):
     """Euclidean norm of each component of each sample, (batch, components), float64."""
     if isinstance(u, np.ndarray):
-        lines = [[part.ravel() for part in sample] for sample in u]
-        return np.sqrt(np.array([[np.dot(line, line) for line in sample] for sample in lines], np.float64))
+        found = np.empty(u.shape[:2])
+        left = list(np.ndindex(*found.shape))
+
+        def task():
+            while left:
+                try:
+                    k = left.pop()
+                except IndexError:
+                    return  # another thread took the last one
+                line = u[k].ravel()
+                found[k] = np.dot(line, line)
+
+        together(task, default_threads() if u.size >= MANY else 1)
+        return np.sqrt(found)
     return u.double().square().sum(tuple(range(2, u.ndim))).sqrt().cpu().numpy()
 
 

@@ -264,7 +264,7 @@ def through(typingctx, dst, at, plane, src, here, offsets, first_tap, t, w, reco
                     code.store(builder.load(sums[k * unroll + v]), code.at(line, code.integer(v * code.width)))
             builder.store(builder.add(position, code.integer(unroll)), done)
 
-        for unroll in dict.fromkeys((THROUGH[taps], 1)):
+        for unroll in dict.fromkeys((THROUGH.get(taps, 1), 1)):
             with _While(builder, done, vectors, unroll):
                 block(unroll)
         return context.get_dummy_value()

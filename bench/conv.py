@@ -1,8 +1,13 @@
 """Convolutions against torch's own, forward and backward: `fastdiff bench conv`.
 
-In every row ours and all of torch's ways (eager, channels_last, torch.compile) take turns in one process with the same
-threads and weights; the ratio is to the best of torch's, by medians. Torch's ways are timed before, too, when our
-threads have not started and its own wait as they like (see `kernels/_threads.py`): the better of the two times counts.
+Ours and torch's ways (eager, channels_last, torch.compile) take turns with the same threads and weights; the ratio is
+to the best of torch's, by medians. A turn is one call that is thrown away and several that count, one right after the
+other, as in training. Each side has a process of its own, which sleeps while the other works, because each would spoil
+the other's conditions: torch's OpenMP threads spin for some milliseconds after each operation, on the core that our
+threads want, and once our threads have run they no longer do (see `kernels/_threads.py`), which slows torch down; and
+the C library gives memory back, or keeps it, by what was freed before. So torch is measured as in a program without
+fastdiff, and ours as in one that has it.
+
 Correctness first: outputs and gradients must agree. The input needs a gradient where a layer stands inside a network;
 the tutorial's network gets data, which needs none. Writes conv.json and conv.md; `--tiny` only shows that everything
 runs.
@@ -11,6 +16,8 @@ runs.
 import argparse
 import copy
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,8 +29,9 @@ import torch
 from torch import nn
 
 import fastdiff.nn as ours
+from fastdiff.bench.cases import seconds_of
 from fastdiff.bench.kernels import use_threads
-from fastdiff.bench.targets import RESULTS, Options, Row, alternate, machine_line
+from fastdiff.bench.targets import RESULTS, Options, Row, machine_line
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d}
 
@@ -100,15 +108,6 @@ def against_torch(case, goal, pair, x, options, repeat=1):
     return Race(case, goal, runs, lambda: same(mine, theirs, x), repeat)
 
 
-def run_race(race, alone, options):
-    """The row of a race; `alone`: times of torch's ways before ours was ever called."""
-    race.check()
-    seconds = alternate(options.rounds, **race.runs)
-    for name, before in alone.items():
-        seconds[name] = min(seconds[name], before, key=median)
-    return row_of(race.case, race.goal, seconds, race.repeat)
-
-
 def row_of(case, goal, seconds, repeat=1):
     """Compare ours with the best of the others."""
     middle = {name: median(values) / repeat for name, values in seconds.items()}
@@ -154,11 +153,11 @@ def _stepper(model, optimizer, x, y, repeat):
     return run
 
 
-def rows(options, only=()):
-    """All rows, one after the other."""
+def races(options) -> dict[str, Callable[[], Race]]:
+    """Every row before it is run, by name."""
     side, line, repeat = options.side(128), options.side(1024), options.count(200)
     some = lambda *shape: torch.randn(*shape)
-    made = {
+    return {
         "small": lambda: against_torch("Conv1d 1→16→1 ReLU, 1×100: autograd", 1.25, tutorial(1), some(1, 1, 100),
                                        options, repeat),
         "step": lambda: step_row(options),
@@ -169,17 +168,87 @@ def rows(options, only=()):
         "depthwise": lambda: against_torch("periodic depthwise 7×7, 42 channels, 8×128²", 2, layer(42, 7, 42),
                                            some(8, 42, side, side).requires_grad_(), options),
     }
-    races = [make() for name, make in made.items() if not only or name in only]
-    others = [{name: run for name, run in race.runs.items() if name != "ours"} for race in races]
-    alone = [alternate(options.rounds, **runs) for runs in others]
-    for race, before in zip(races, alone):
-        yield run_race(race, before, options)
+
+
+CALLS = 5  # that count, of a turn
+
+
+def serve(options) -> None:
+    """Life of a side's process: asked for a row's ways, or for a turn of one of them, until nobody asks."""
+    torch.set_num_threads(use_threads(options.threads))
+    open_races: dict[str, Race] = {}
+    for line in sys.stdin:
+        ask = json.loads(line)
+        if ask["row"] not in open_races:
+            torch.manual_seed(0)
+            open_races[ask["row"]] = races(options)[ask["row"]]()
+        race = open_races[ask["row"]]
+        if "run" not in ask:
+            if ask["check"]:
+                race.check()
+            answer: Any = {"case": race.case, "goal": race.goal, "repeat": race.repeat, "runs": list(race.runs)}
+        else:
+            run = race.runs[ask["run"]]
+            run()
+            answer = [seconds_of(run) for _ in range(ask["calls"])]
+        print(json.dumps(answer), flush=True)
+
+
+class Side:
+    """A process in which one side of all races runs."""
+
+    def __init__(self, options):
+        program = ("from fastdiff.bench.conv import Options, serve\n"
+                   f"serve(Options({options.threads}, scale={options.scale}, steps={options.steps}))")
+        self.process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True)
+
+    def ask(self, **what) -> Any:
+        """Send a question and wait for the answer."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the process that was asked for {what} has died; its last words are above")
+        return json.loads(answer)
+
+    def close(self):
+        """Let the process end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def run_race(name, mine, theirs, options):
+    """The row of a race between two sides, in turns."""
+    about = mine.ask(row=name, check=True)
+    theirs.ask(row=name, check=False)  # a check would start our threads there
+    seconds: dict[str, list[float]] = {run: [] for run in about["runs"]}
+    for turn in range(options.rounds + 1):
+        for run in seconds:
+            spent = (mine if run == "ours" else theirs).ask(row=name, run=run, calls=CALLS)
+            seconds[run] += spent if turn else []
+    return row_of(about["case"], about["goal"], seconds, about["repeat"])
+
+
+def rows(options, only=()):
+    """All rows, one after the other."""
+    mine, theirs = Side(options), Side(options)
+    try:
+        for name in races(options):
+            if not only or name in only:
+                yield run_race(name, mine, theirs, options)
+    finally:
+        mine.close()
+        theirs.close()
 
 
 def markdown(found, about) -> str:
     """The table, and the machine it was measured on."""
     lines = ["# Convolutions against torch's, measured", "", about, "",
-             "Forward and backward, medians; all take turns. Ratio: the best of torch's ways over ours.", "",
+             "Forward and backward, medians; the sides take turns, each in a process of its own. Ratio: the best of "
+             "torch's ways over ours.", "",
              "| case | ours | torch | ratio | target | met |", "|---|---|---|---|---|---|"]
     lines += [f"| {r.case} | {r.ours} | {r.baseline} | {r.ratio:.2f} | {r.target} | {'yes' if r.met else '**no**'} |"
               for r in found]
@@ -198,8 +267,6 @@ def main(args: list[str]) -> int:
     given = parser.parse_args(args)
     size = {"rounds": 1, "scale": 1 / 8, "steps": 1 / 100} if given.tiny else {"rounds": given.rounds}
     options = Options(use_threads(given.threads), **size)
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
     out = given.out or (Path(tempfile.mkdtemp()) if given.tiny else RESULTS)
     about, found = f"torch {torch.__version__}; {machine_line(options)}", []
     print(about)

@@ -15,6 +15,8 @@ from fastdiff.bench.kernels import use_threads
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- gallery: written by `fastdiff bench gallery` -->", "<!-- end of gallery -->"
 ROW = 5  # pictures in a row
+SURROGATE = ("The tutorial's network, trained on a thousand generated runs, on one that it has not seen "
+             "(`fastdiff bench station`):\n\n![Rollout of the surrogate beside the truth](bench/results/station.png)")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def section(pictures) -> str:
         if k == 0:
             lines.append("|" + "---|" * len(row))
         lines.append("| " + " | ".join([*(p.caption for p in row), *blank]) + " |")
-    return "\n".join([*lines, "", END])
+    return "\n".join([*lines, "", SURROGATE, "", END])
 
 
 def write_section(readme: Path, pictures):

@@ -18,11 +18,12 @@ from fastdiff.kernels._activation import activate, times_slope
 from fastdiff.kernels._jit import atomic_add, flush_denormals, inner, keep_apart, kernel, restore_denormals
 from fastdiff.kernels._part import callable_part
 from fastdiff.kernels._threads import default_threads, scratch, together
-from fastdiff.kernels._tiles import BLOCKS, VECTOR_BYTES, correlate, lanes, multiply, take_row
+from fastdiff.kernels._tiles import BLOCKS, VECTOR_BYTES, correlate, fetch, lanes, multiply, take_row
 
 PERIODIC, NEUMANN, DIRICHLET = 0, 1, 2
 MODES = {"periodic": PERIODIC, "neumann": NEUMANN, "dirichlet": DIRICHLET}
 SERIAL = 3_000_000  # fewer multiplications than this are not worth a second thread
+FAR = 1 << 20  # bytes of input and output that do not stay in second-level cache
 CHUNKS = 16  # partial sums of a weight's gradient: their number must not depend on the threads
 B1, B2, B3, B4, B6, B8, B9 = ((0,) * n for n in (1, 2, 3, 4, 6, 8, 9))
 T5, T7 = (0,) * 5, (0,) * 7
@@ -79,6 +80,8 @@ class Plan(NamedTuple):
     s0: int  # dilation
     s1: int
     s2: int
+    run: int  # tiles that a task takes, one after the other
+    ahead: int  # whether to fetch the next tile while one is worked on: it comes from far
 
 
 def space_of(grid, fill=1) -> Any:
@@ -124,8 +127,9 @@ def plan_for(shape, weight, groups, dilation, modes, code, dtype, extend=(0, 0, 
     offsets = (((c * d[0] + i * dilation[0]) * d[1] + j * s1) * pitch + l * s2).reshape(-1).astype(np.int64)
     counts = [ceil(a / t) for a, t in zip(out, tile)]
     origin = [-e - h for e, h in zip(extend, half)]
+    tiles, size = B * groups * int(np.prod(counts)), B * groups * (cin + cout) * int(np.prod(n)) * dtype.itemsize
     return Plan(B, groups, cin, cout, code, block, band, len(offsets), *n, *out, *origin, *modes, *tile, *counts, *d,
-                pitch, wide, *k, *dilation), offsets
+                pitch, wide, *k, *dilation, max(1, min(8, tiles // 32)), int(size > FAR)), offsets
 
 
 def pack_weights(weight, plan: Plan) -> np.ndarray:
@@ -324,29 +328,52 @@ def vectors_of(array, count):
 # -- the passes --------------------------------------------------------------------------------------------------------
 
 
+@inner
+def tile_at(p, item):
+    """Sample, group, first cells and sizes of tile number `item`."""
+    tiles = p.c0 * p.c1 * p.c2
+    bg, tile = item // tiles, item % tiles
+    a0, a1, a2 = tile // (p.c1 * p.c2) * p.t0, tile // p.c2 % p.c1 * p.t1, tile % p.c2 * p.t2
+    return bg, a0, a1, a2, min(p.t0, p.m0 - a0), min(p.t1, p.m1 - a1), min(p.t2, p.m2 - a2)
+
+
+@inner
+def fetch_under(p, x, item, part, parts):
+    """Fetch part number `part` of `parts` of the input's cells under tile number `item`."""
+    bg, a0, a1, a2, z_count, y_count, count = tile_at(p, item)
+    planes, lines = p.d0 - p.t0 + z_count, p.d1 - p.t1 + y_count
+    rows = p.cin * planes * lines
+    for r in range(rows * part // parts, rows * (part + 1) // parts):
+        z, y = place(a0 + p.o0 + r // lines % planes, p.n0, p.mode0), place(a1 + p.o1 + r % lines, p.n1, p.mode1)
+        if z >= 0 and y >= 0:
+            low = min(max(a2 + p.o2, 0), p.n2)
+            row = ((bg * p.cin + r // (lines * planes)) * p.n0 + z) * p.n1 + y
+            fetch(x, row * p.n2 + low, min(count + p.pitch - p.wide, p.n2 - low), ())
+
+
 @kernel()
 def run_forward(p, x, w, start, y, pre, offsets, space, counter):
     """Convolve tiles until none is left. Boundary, bias and activation included; `pre` may be empty."""
     before = flush_denormals()
-    tiles = p.c0 * p.c1 * p.c2
-    plane = p.d0 * p.d1 * p.pitch
-    strip = p.cin * plane
+    items = p.batch * p.groups * p.c0 * p.c1 * p.c2
+    strip = p.cin * p.d0 * p.d1 * p.pitch
     while True:
         task = atomic_add(counter, 0, 1)
-        if task >= p.batch * p.groups * tiles:
+        if task * p.run >= items:
             break
-        bg, tile = task // tiles, task % tiles
-        b, g = bg // p.groups, bg % p.groups
-        a0, a1, a2 = tile // (p.c1 * p.c2) * p.t0, tile // p.c2 % p.c1 * p.t1, tile % p.c2 * p.t2
-        z_count, y_count, count = min(p.t0, p.m0 - a0), min(p.t1, p.m1 - a1), min(p.t2, p.m2 - a2)
-        rows = p.d1 - -(-p.t1 // p.band) * p.band + -(-y_count // p.band) * p.band
-        pack_tile(p, x, (b * p.groups + g) * p.cin, p.cin, a0 + p.o0, a1 + p.o1, a2 + p.o2, space, 0,
-                  p.d0 - p.t0 + z_count, rows, count + p.pitch - p.wide, p.pitch)
-        for z in range(z_count):
-            for row in range(0, y_count, p.band):
-                here = (z * p.d1 + row) * p.pitch
-                convolve_rows(p, w, start, y, pre, offsets, space, b, g, a0 + z, a1 + row, a2, y_count - row, count,
-                              here, strip)
+        last = min(items, (task + 1) * p.run) - 1
+        for item in range(task * p.run, last + 1):
+            bg, a0, a1, a2, z_count, y_count, count = tile_at(p, item)
+            rows = p.d1 - -(-p.t1 // p.band) * p.band + -(-y_count // p.band) * p.band
+            pack_tile(p, x, bg * p.cin, p.cin, a0 + p.o0, a1 + p.o1, a2 + p.o2, space, 0, p.d0 - p.t0 + z_count, rows,
+                      count + p.pitch - p.wide, p.pitch)
+            for z in range(z_count):
+                for row in range(0, y_count, p.band):
+                    if p.ahead and item < last:
+                        fetch_under(p, x, item + 1, z * y_count + row, z_count * y_count)
+                    here = (z * p.d1 + row) * p.pitch
+                    convolve_rows(p, w, start, y, pre, offsets, space, bg // p.groups, bg % p.groups, a0 + z, a1 + row,
+                                  a2, y_count - row, count, here, strip)
     restore_denormals(before)
 
 
@@ -356,6 +383,10 @@ def convolve_rows(p, w, start, y, pre, offsets, space, b, g, z, row, x, rows_lef
     blocks = 1 if p.band > 1 else -(-p.cout // p.block)
     for k in range(blocks):
         block = g * blocks + k
+        if p.ahead and p.band == 1:
+            for m in range(min(p.block, p.cout - k * p.block)):
+                to = ((((b * p.groups + g) * p.cout + k * p.block + m) * p.m0 + z) * p.m1 + row) * p.m2 + x
+                fetch(y, to, count, (0,))
         times(p.block, space, strip, p.wide, space, here, offsets, 0, p.taps, w, block * p.taps * p.block, start,
               block * p.block, vectors_of(space, count))
         rows = min(p.block, rows_left if p.band > 1 else p.cout - k * p.block)
@@ -388,14 +419,14 @@ def run_weights(p, x, grad, part, chunks, m, t, space, counter):
         fill(space, 0, sums * width, space.dtype.type(0))
         fill(space, ones, p.wide, space.dtype.type(1))
         for item in range(chunk * p.batch * tiles // chunks, (chunk + 1) * p.batch * tiles // chunks):
-            b, tile = item // tiles, item % tiles
-            a0, a1, a2 = tile // (p.c1 * p.c2) * p.t0, tile // p.c2 % p.c1 * p.t1, tile % p.c2 * p.t2
-            z_count, y_count, count = min(p.t0, p.m0 - a0), min(p.t1, p.m1 - a1), min(p.t2, p.m2 - a2)
-            first = (b * p.groups + g) * p.cin
-            pack_tile(p, x, first, p.cin, a0 + p.o0, a1 + p.o1, a2 + p.o2, space, x_at, p.d0 - p.t0 + z_count,
+            number = (item // tiles * p.groups + g) * tiles + item % tiles
+            bg, a0, a1, a2, z_count, y_count, count = tile_at(p, number)
+            pack_tile(p, x, bg * p.cin, p.cin, a0 + p.o0, a1 + p.o1, a2 + p.o2, space, x_at, p.d0 - p.t0 + z_count,
                       p.d1 - p.t1 + y_count, count + p.pitch - p.wide, p.pitch)
-            pack_gradient(p, grad, (b * p.groups + g) * p.cout, a0, a1, a2, z_count, y_count, count, space, g_at)
-            add_weights(p, space, x_at, g_at, ones, m, t, z_count, y_count, vectors_of(space, count))
+            pack_gradient(p, grad, bg * p.cout, a0, a1, a2, z_count, y_count, count, space, g_at)
+            more = p.ahead and item + 1 < (chunk + 1) * p.batch * tiles // chunks
+            coming = ((item + 1) // tiles * p.groups + g) * tiles + (item + 1) % tiles if more else -1
+            add_weights(p, x, grad, coming, space, x_at, g_at, ones, m, t, z_count, y_count, vectors_of(space, count))
         add_up(p, space, part, task * sums, m, t, width)
     restore_denormals(before)
 
@@ -412,11 +443,28 @@ def pack_gradient(p, grad, first, a0, a1, a2, z_count, y_count, count, space, at
 
 
 @inner
-def add_weights(p, space, x_at, g_at, ones, m, t, z_count, y_count, vectors):
-    """Add one tile's share to the sums of one group: blocks of m channels and t taps, then the biases."""
+def fetch_gradient(p, grad, item, part, parts):
+    """Fetch part number `part` of `parts` of the gradient's cells in tile number `item`."""
+    bg, a0, a1, a2, z_count, y_count, count = tile_at(p, item)
+    rows = p.cout * z_count * y_count
+    for r in range(rows * part // parts, rows * (part + 1) // parts):
+        z, y = a0 + r // y_count % z_count, a1 + r % y_count
+        fetch(grad, (((bg * p.cout + r // (y_count * z_count)) * p.m0 + z) * p.m1 + y) * p.m2 + a2, count, ())
+
+
+@inner
+def add_weights(p, x, grad, coming, space, x_at, g_at, ones, m, t, z_count, y_count, vectors):
+    """Add one tile's share to the sums of one group: blocks of m channels and t taps, then the biases.
+
+    Meanwhile tile number `coming`, if it is not negative, is fetched.
+    """
     x_plane, g_plane, taps = p.d0 * p.d1 * p.pitch, p.t0 * p.t1 * p.wide, p.cin * p.k0 * p.k1 * p.k2
     for channel in range(0, p.cout, m):
         for outer in range(taps // t):
+            if coming >= 0:
+                step, steps = channel // m * (taps // t) + outer, -(-p.cout // m) * (taps // t)
+                fetch_under(p, x, coming, step, steps)
+                fetch_gradient(p, grad, coming, step, steps)
             part, rest = outer % (p.k2 // t) * t, outer // (p.k2 // t)
             k1, k0, c = rest % p.k1, rest // p.k1 % p.k0, rest // (p.k1 * p.k0)
             for z in range(z_count):
@@ -543,7 +591,7 @@ def forward(shape: Shape, x, weight, bias, code, y, pre=None, threads=None, exte
     lines = x.reshape(-1), y.reshape(-1), _EMPTY[dtype] if pre is None else pre.reshape(-1)
     memory = p.cin * p.d0 * p.d1 * p.pitch + p.block * p.wide
     share(lambda space, counter: run_forward(p, lines[0], w, start, lines[1], lines[2], offsets, space, counter),
-          p.batch * p.groups * p.c0 * p.c1 * p.c2, _work(p), memory, dtype, threads)
+          -(-p.batch * p.groups * p.c0 * p.c1 * p.c2 // p.run), _work(p), memory, dtype, threads)
     return y
 
 

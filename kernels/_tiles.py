@@ -264,7 +264,7 @@ def through(typingctx, dst, at, plane, src, here, offsets, first_tap, t, w, reco
                     code.store(builder.load(sums[k * unroll + v]), code.at(line, code.integer(v * code.width)))
             builder.store(builder.add(position, code.integer(unroll)), done)
 
-        for unroll in dict.fromkeys((THROUGH[taps], 1)):
+        for unroll in dict.fromkeys((THROUGH.get(taps, 1), 1)):
             with While(builder, done, vectors, unroll):
                 block(unroll)
         return context.get_dummy_value()
@@ -383,6 +383,25 @@ def add_rows(typingctx, dst, to, src, at, step, rows, fresh, start, vectors):
 
 
 @intrinsic
+def fetch(typingctx, src, at, count, write):
+    """Have the cache lines of src[at ... at + count] brought near; `write`: () or (0,) if they are to be written."""
+    kind, writes = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), *[ir.IntType(32)] * 3]), len(write)
+
+    def codegen(context, builder, sig, args):
+        code = _Code(context, builder, sig, args)
+        source, step = code.data(0), code.integer(64 // code.size)
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        how = [ir.Constant(ir.IntType(32), k) for k in (int(writes > 0), 2, 1)]
+        lines = builder.sdiv(builder.add(args[2], builder.sub(step, code.integer(1))), step)
+        with cgutils.for_range(builder, lines) as loop:
+            place = code.at(source, args[1], builder.mul(loop.index, step))
+            builder.call(call, [builder.bitcast(place, ir.IntType(8).as_pointer()), *how])
+        return context.get_dummy_value()
+
+    return types.none(src, at, count, write), codegen
+
+
+@intrinsic
 def _pointer(typingctx, address, like):
     def codegen(context, builder, sig, args):
         return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
@@ -397,4 +416,4 @@ def array_at(address, count, like):
 
 
 __all__ = ["BLOCKS", "CHANNELS", "FUSED", "UNROLL", "VECTOR_BYTES", "While", "add_rows", "array_at", "correlate",
-           "halfway", "lanes", "multiply", "take_row", "through"]
+           "fetch", "halfway", "lanes", "multiply", "take_row", "through"]

@@ -88,6 +88,8 @@ def test_the_readme_shows_the_gallery():
     assert gallery.section(drawn) in (gallery.ROOT / "README.md").read_text(), "run `fastdiff bench gallery`"
     for picture in drawn:
         assert 0 < (gallery.ROOT / "gallery" / f"{picture.file}.png").stat().st_size < 150_000
+    assert "bench/results/station.png" in gallery.section(drawn)
+    assert (gallery.ROOT / "bench" / "results" / "station.png").exists()
 
 
 def test_results_say_what_was_measured():

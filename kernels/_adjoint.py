@@ -966,7 +966,7 @@ def march_adjoint(rule, back, u, cot, edges, steps, *, kept=None, plan: Checkpoi
     return run.result(cot)
 
 
-def _segments(rule, back, u, edges, slopes, stages, step, walls, threads):
+def _segments(rule, back, u, edges, slopes, stages, step, walls, threads) -> Any:
     """What segments share, for rules that look one cell far and for those that look further."""
     if near_of(rule) == "star":
         return _Segments(rule, back, u, edges, slopes, stages, step, walls, threads)

@@ -864,7 +864,11 @@ class _Segments:
         self.slopes = np.zeros(users * 6, np.int64) if slopes is None else np.asarray(slopes, np.int64)
 
     def reverse(self, start, more, at, lengths, cot):
-        """March from the state after `at` steps and those in `more`, by as many steps as `lengths` say, and back."""
+        """March from the state after `at` steps and those in `more`, by as many steps as `lengths` say, and back.
+
+        Held cells look at ghosts that nobody fills, and use nothing of them; but 0 times what is no number is none:
+        the states begin as a number that occurs.
+        """
         s, B, out = self.space, len(start), np.empty_like(start)
         levels = np.array([*(n * self.stages for n in lengths), self.first + at * self.stages], np.int64)
         depth = max(1, min(DEPTH, s.n0 // 4))
@@ -878,12 +882,13 @@ class _Segments:
             def own():
                 memory = scratch(size, kind) if size * kind.itemsize <= 8 * SECOND else np.zeros(size, kind)
                 memory[room : room + small] = 0  # ghosts of l stay 0
+                memory[room + small :] = start.flat[0]
                 run_segments(*fixed, 0, B, self.counts, levels, depth, *arrays, memory[room + small :],
                              memory[room : room + small], self.grads, self.walls, memory, counter, 0, 0)
 
             together(own, min(self.threads, B))
             return out
-        K, states = max(1, min(2 * self.threads, s.n0 // (2 * depth))), self._states(many)
+        K, states = max(1, min(2 * self.threads, s.n0 // (2 * depth))), self._states(many, start.flat[0])
         for b in range(B):
             counter, lam = np.zeros(LINE * (2 * K + 2), np.int64), np.zeros(small, kind)
 
@@ -899,10 +904,10 @@ class _Segments:
         first = self.first + at * self.stages
         return _advance(self.forward, state, self.edges, steps, self.stages, first, self.threads)
 
-    def _states(self, size):
+    def _states(self, size, value):
         memory = getattr(self, "_memory", None)
         if memory is None or memory.size < size:
-            memory = self._memory = np.zeros(size, self.u.dtype)
+            memory = self._memory = np.full(size, value, self.u.dtype)
         return memory
 
     def result(self, cot) -> Adjoint:

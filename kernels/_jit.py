@@ -258,6 +258,19 @@ def call_seeing(typingctx, address, t, x, y, z, u, w0, w1, w2, w3, w4, w5, w6, w
     return types.float64(types.int64, *[types.float64] * 13), codegen
 
 
+def disowned(context, builder, ty, value):
+    """A value of a type, when code is made, without the owners of its arrays."""
+    if isinstance(ty, types.Array):
+        array = context.make_array(ty)(context, builder, value)
+        array.meminfo = cgutils.get_null_value(array.meminfo.type)
+        array.parent = cgutils.get_null_value(array.parent.type)
+        return array._getvalue()
+    if isinstance(ty, types.BaseTuple):
+        parts = [disowned(context, builder, t, v) for t, v in zip(ty.types, cgutils.unpack_tuple(builder, value))]
+        return context.make_tuple(builder, ty, parts)
+    return value
+
+
 @intrinsic
 def borrow(typingctx, value):
     """The same array, or tuple of arrays, without its owner: no reference is counted, so no lock is taken, on it.
@@ -265,19 +278,8 @@ def borrow(typingctx, value):
     The caller must hold the owner for as long as the result lives.
     """
 
-    def disown(context, builder, ty, val):
-        if isinstance(ty, types.Array):
-            array = context.make_array(ty)(context, builder, val)
-            array.meminfo = cgutils.get_null_value(array.meminfo.type)
-            array.parent = cgutils.get_null_value(array.parent.type)
-            return array._getvalue()
-        if isinstance(ty, types.BaseTuple):
-            parts = [disown(context, builder, t, v) for t, v in zip(ty.types, cgutils.unpack_tuple(builder, val))]
-            return context.make_tuple(builder, ty, parts)
-        return val
-
     def codegen(context, builder, sig, args):
-        return disown(context, builder, sig.args[0], args[0])
+        return disowned(context, builder, sig.args[0], args[0])
 
     return value(value), codegen
 

@@ -30,7 +30,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastdiff.kernels._jit import atomic_add, atomic_load, atomic_store, give_way, inner, kernel
+from fastdiff.kernels._jit import atomic_add, atomic_load, atomic_store, disowned, give_way, inner, kernel
 from fastdiff.kernels._threads import together as _with_python
 
 LINE = 8  # words of a cache line
@@ -126,7 +126,9 @@ def entry_of(worker):
             function.linkage = "internal"
             inside = ir.IRBuilder(function.append_basic_block())
             place = inside.bitcast(function.args[0], context.get_value_type(sig.args[0]).as_pointer())
-            parts = cgutils.unpack_tuple(inside, inside.load(place))
+            kinds = sig.args[0].types  # the caller holds the arrays: workers that count references wait for each other
+            parts = [disowned(context, inside, t, v) for t, v in
+                     zip(kinds, cgutils.unpack_tuple(inside, inside.load(place)))]
             context.call_internal_no_propagate(inside, compiled.fndesc, compiled.signature, parts)
             inside.ret_void()
             return builder.ptrtoint(function, ir.IntType(64))

@@ -308,7 +308,8 @@ def test_train_on_the_command_line(tmp_path):
     assert "one step nRMSE" in run.output and "rollout  4 steps" in run.output
     model = fd.nn.SurrogateCNN()
     model.load_state_dict(torch.load(tmp_path / "heat.pt"))
-    assert (tmp_path / "heat.png").stat().st_size > 1000 and not (tmp_path / "heat.checkpoint").exists()
+    # heat.png is the data set's own picture
+    assert (tmp_path / "heat_rollout.png").stat().st_size > 1000 and not (tmp_path / "heat.checkpoint").exists()
     run = CliRunner().invoke(app, [*command, "--network", "transformer"])
     assert run.exit_code == 1 and "known: cnn, dilated, unet" in run.output
 

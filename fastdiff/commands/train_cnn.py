@@ -57,7 +57,8 @@ def cnn(
     out.print(f"rollout  {fields.shape[1] - 1} steps: nRMSE {measured['nrmse']:.3%}, VRMSE {measured['vrmse']:.3%}")
     out.print(f"model    {escape(str(target))}")
     if picture and fields.ndim < 6:
-        out.print(f"picture  {escape(str(plot_rollout(model, fields[-held:], target.with_suffix('.png'))))}")
+        drawn = plot_rollout(model, fields[-held:], target.with_name(f"{target.stem}_rollout.png"))
+        out.print(f"picture  {escape(str(drawn))}")
 
 
 def _build(network, fields, hidden, boundary):

@@ -17,6 +17,7 @@ from fastdiff.watch import Sink
 
 LEAST, MOST = 0.2, 4.0  # factors of the step from one to the next
 TRIES = 60
+LEAST_STEP = 1e-12  # of the whole time
 ROUNDING = 8
 AT_ONCE = 8  # steps of one length between looks at the error, once it has settled
 
@@ -55,14 +56,19 @@ class Controller:
                 state, spare, t, tries = new, state, end if done else t + count * h, 0
                 self.steps, self.error = self.steps + count, self.error + error
                 watch(self.run.newest(state), t, h, count)
+                if not done and self.h < LEAST_STEP * self.span:  # a blow-up is approached for ever
+                    raise self._stuck(t, h, self.run.newest(state))
                 continue
             self.rejected, tries, done = self.rejected + count, tries + 1, False
-            if tries > TRIES or h < 1e-12 * self.span:
+            if tries > TRIES or h < LEAST_STEP * self.span:
                 watch(self.run.newest(new), t + h, h, 0)
-                raise Stuck(f"{self.run.method.name} does not meet rtol = {self.rtol:g} at t = {t:g} with steps down "
-                            f"to {h:g}: try a larger rtol, or float64", self.run.newest(state), t)
+                raise self._stuck(t, h, self.run.newest(state))
         self._spare = spare
         return state
+
+    def _stuck(self, t, h, field):
+        return Stuck(f"{self.run.method.name} does not meet rtol = {self.rtol:g} at t = {t:g} with steps down to "
+                     f"{h:g}: try a larger rtol, or float64", field, t)
 
     def _buffers(self, state):
         """Two more arrays like a state, kept from call to call: new memory costs as much as some steps."""

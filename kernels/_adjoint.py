@@ -960,15 +960,19 @@ def march_adjoint(rule, back, u, cot, edges, steps, *, kept=None, plan: Checkpoi
     if kept is None:
         kept = march_kept(rule, u, edges, positions[-1] if positions else 0, plan, stages=stages, step=step,
                           threads=threads, positions=positions)[1]
+    return run.result(_from_checkpoints(run, plan, u, kept, positions, steps, cot))
+
+
+def _from_checkpoints(run, plan, start, kept, positions, steps, cot):
+    """Reverse `steps` steps from `start`, whose states at `positions` are `kept`."""
     if len(positions) == -(-steps // plan.length) - 1:  # all that is needed is there
-        lengths = np.diff([0, *positions, steps])
-        return run.result(run.reverse(u, kept, 0, lengths, cot))
-    known, end, slots = [(0, u), *zip(positions, kept, strict=True)], steps, 0
+        return run.reverse(start, kept, 0, np.diff([0, *positions, steps]).tolist(), cot)
+    known, end, slots = [(0, start), *zip(positions, kept, strict=True)], steps, 0
     while known:
         at, state = known.pop()
         cot = _reverse(run, plan, state, at, end - at, slots, cot)
         end, slots = at, slots + 1
-    return run.result(cot)
+    return cot
 
 
 def _segments(rule, back, u, edges, slopes, stages, step, walls, threads) -> Any:

@@ -18,7 +18,7 @@ from numba import types
 from numba.extending import overload, register_jitable
 
 from fastdiff.kernels import _cuda
-from fastdiff.kernels._adjoint import TERMS, Adjoint, Checkpoints, _registers, _reverse, back, edge, plan_for
+from fastdiff.kernels._adjoint import TERMS, Adjoint, Checkpoints, _from_checkpoints, _registers, back, edge, plan_for
 from fastdiff.kernels._edges import (
     _SPACE,
     BOUNDED,
@@ -369,15 +369,7 @@ def march_adjoint_cuda(rule, back_rule, u, cot, edges, steps, *, kept=None, plan
     if kept is None:
         kept = march_kept_cuda(run.rule, start, edges, positions[-1] if positions else 0, plan, stages=stages,
                                step=step, stream=stream, positions=positions)[1]
-    if len(positions) == -(-steps // plan.length) - 1:  # all that is needed is there
-        lengths = np.diff([0, *positions, steps]).tolist()
-        return run.result(run.reverse(start, kept, 0, lengths, cot))
-    known, end, slots = [(0, start), *zip(positions, kept, strict=True)], steps, 0
-    while known:
-        at, state = known.pop()
-        cot = _reverse(run, plan, state, at, end - at, slots, cot)
-        end, slots = at, slots + 1
-    return run.result(cot)
+    return run.result(_from_checkpoints(run, plan, start, kept, positions, steps, cot))
 
 
 def to_host(found: Adjoint, ndim: int, grads: int) -> Adjoint:

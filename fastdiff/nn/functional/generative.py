@@ -301,62 +301,31 @@ class _NormBackward(Function):
         return tuple(o.reshape(info.batch_size, -1, *o.shape[1:]) for o in out), (0, 0, 0)
 
 
-def _affine(u, weight, bias, scale, shift):
-    """What each channel of each sample is multiplied by, and what is added: (B, C)."""
-    gain = u.new_ones(u.shape[1]) if weight is None else weight
-    offset = torch.zeros_like(gain) if bias is None else bias
-    if scale is not None:
-        more = 1 + scale
-        gain, offset = gain * more, offset * more
-    if shift is not None:
-        offset = offset + shift
-    shape = u.shape[:2]  # what comes out of an operator is nothing that went in
-    return (gain.expand(shape).clone() if scale is None else gain.expand(shape),
-            offset.expand(shape).clone() if scale is None and shift is None else offset.expand(shape))
-
-
-def _affine_backward(dgain, doffset, weight, bias, scale, shift):
-    """The cotangents of `_affine`'s arguments; weight and bias are one for all samples, or one for each."""
-    def folded(g, given):
-        g = g if scale is None else g * (1 + scale)
-        return None if given is None else g if given.ndim == 2 else g.sum(0)
-
-    dscale = None
-    if scale is not None:
-        dscale = dgain if weight is None else dgain * weight
-        dscale = dscale if bias is None else torch.addcmul(dscale, doffset, bias)
-    return folded(dgain, weight), folded(doffset, bias), dscale, None if shift is None else doffset
-
-
 @quick
 class _GroupNorm(Function):
     @staticmethod
-    def forward(u, weight, bias, scale, shift, residual, groups, eps, silu):  # pyright: ignore[reportIncompatibleMethodOverride]
-        gain, offset = _affine(u, weight, bias, scale, shift)
-        return *_norm(u, gain, offset, residual, groups, eps, silu), gain, offset
+    def forward(u, gain, bias, residual, groups, eps, silu):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _norm(u, gain, bias, residual, groups, eps, silu)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        u, weight, bias, scale, shift, residual, _, _, ctx.silu = inputs
-        ctx.residual, ctx.shift = residual is not None, shift is not None
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(u, weight, bias, scale, *output[1:])
+        u, gain, bias, residual, _, _, ctx.silu = inputs
+        ctx.residual = residual is not None
+        ctx.mark_non_differentiable(output[1], output[2])
+        ctx.save_for_backward(u, gain, bias, output[1], output[2])
 
     @staticmethod
     def backward(ctx, g, *rest):  # pyright: ignore[reportIncompatibleMethodOverride]
-        u, weight, bias, scale, mean, rate, gain, offset = ctx.saved_tensors
-        du, dgain, doffset = _NormBackward.apply(u, g, mean, rate, gain, offset, ctx.silu)
-        found = _affine_backward(dgain, doffset, weight, bias, scale, doffset if ctx.shift else None)
-        return du, *found, g if ctx.residual else None, None, None, None
+        u, gain, bias, mean, rate = ctx.saved_tensors
+        found = _NormBackward.apply(u, g, mean, rate, gain, bias, ctx.silu)
+        return *found, g if ctx.residual else None, None, None, None
 
     @staticmethod
     def vmap(info, in_dims, *given):  # pyright: ignore[reportIncompatibleMethodOverride]
-        front = [x if x is None else _to_front(x, d, info.batch_size) for x, d in zip(given[:6], in_dims)]
-        samples = front[0].shape[1]  # pyright: ignore[reportOptionalMemberAccess]
-        front[1:3] = [x if x is None or x.ndim == 3 else x.unsqueeze(1).expand(-1, samples, -1) for x in front[1:3]]
+        front = [x if x is None else _to_front(x, d, info.batch_size) for x, d in zip(given[:4], in_dims)]
         flat = [x if x is None else x.reshape(-1, *x.shape[2:]) for x in front]
-        out = _GroupNorm.apply(*flat, *given[6:])
-        return tuple(o.reshape(info.batch_size, -1, *o.shape[1:]) for o in out), (0,) * 5
+        out = _GroupNorm.apply(*flat, *given[4:])
+        return tuple(o.reshape(info.batch_size, -1, *o.shape[1:]) for o in out), (0, 0, 0)
 
 
 def group_norm(u, groups: int, weight=None, bias=None, scale=None, shift=None, residual=None, *, silu: bool = False,
@@ -371,7 +340,14 @@ def group_norm(u, groups: int, weight=None, bias=None, scale=None, shift=None, r
     _group_norm.check_groups(u.shape[1], groups)
     if residual is not None:
         _check_alike(u, residual, "residual")
-    return _GroupNorm.apply(u, weight, bias, scale, shift, residual, groups, eps, silu)[0]
+    gain = u.new_ones(u.shape[1]) if weight is None else weight
+    offset = torch.zeros_like(gain) if bias is None else bias
+    if scale is not None:
+        gain, offset = gain * (1 + scale), offset * (1 + scale)
+    if shift is not None:
+        offset = offset + shift
+    shape = u.shape[:2]
+    return _GroupNorm.apply(u, gain.expand(shape), offset.expand(shape), residual, groups, eps, silu)[0]
 
 
 # -- time embedding ----------------------------------------------------------------------------------------------------

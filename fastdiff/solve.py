@@ -62,8 +62,8 @@ def solve(equation, u0, grid, t_end=None, *, boundary=None, save_at=None, method
               estimate (fastdiff/steppers/auto.py)
     dt        largest step, then all steps are fixed; default: 0.9 of the stability limit for euler and rk4, else what
               rtol asks for
-    rtol      asked relative error in time, in the Euclidean norm of each sample and component; default 1e-4. rk23 and
-              rkl2 estimate it at each step; crank_nicolson, strang and etdrk4 by solving again with smaller steps,
+    rtol      asked relative error in time, in the Euclidean norm of each sample and component; default 1e-4. rk23,
+              rkl2 and strang estimate it at each step; crank_nicolson and etdrk4 by solving again with smaller steps,
               from which a better solution is extrapolated
     device    "cpu", "cuda", "cuda:1", or None: where u0 is. An explicit choice never falls back. strang, etdrk4
               and spectral run on the CPU alone

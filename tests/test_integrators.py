@@ -130,6 +130,21 @@ def test_rtol_is_kept(spots, method):
     assert sol.stats["error_estimate"] <= 1e-4 and error < (1e-2 if method == "etdrk4" else 2e-4)  # no stencil there
 
 
+@pytest.mark.parametrize("method", ["rk23", "rkl2", "strang"])
+def test_a_few_large_steps_do_not_agree_on_the_wrong_end(method):
+    """A reaction left alone for long ends without a pattern, however the time is cut into a few steps."""
+    n = 32
+    grid, equation = fd.Grid((n, n), extent=float(n), periodic=True), fd.GrayScott(0.04, 0.06, 0.16, 0.08)
+    v = np.zeros((n, n))
+    v[10:22, 10:22] = 0.5
+    u0 = np.stack([1 - v, 0.5 * v])
+    want = fd.solve(equation, u0, grid, 500.0, method="rk4").final
+    assert want[1].max() > 0.1
+    sol = fd.solve(equation, u0, grid, 500.0, method=method, rtol=1e-2)
+    assert np.linalg.norm(sol.final - want) < 2e-2 * np.linalg.norm(want)
+    assert sol.stats["error_estimate"] <= 1e-2 and sol.stats["evaluations"] > sol.stats["steps"]
+
+
 def test_auto_chooses_and_says_why():
     grid = fd.Grid((33, 33))
     x, y = grid.coordinates()

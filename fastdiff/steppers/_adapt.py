@@ -48,7 +48,7 @@ class Controller:
         while not done:
             h, count, done = self._fitted(end - t)
             new = self.run.advance(state, t, h, count, out=spare, work=work, watched=True)
-            self.evaluations += count * self.run.scheme(h, True).stages
+            self.evaluations += count * self.run.stages(h, True)
             error = relative(self.run.estimate(new), self.run.newest(new)) * (1 if self.run.sums else count)
             allowed = max(self.rtol * count * h / self.span, ROUNDING * count * np.finfo(self.run.dtype).eps)
             self._learn(h, error / allowed)

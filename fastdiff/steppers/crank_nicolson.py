@@ -61,7 +61,7 @@ class CrankNicolson(Run):
         """The next steps start from a field that may be rough."""
         self._start = START
 
-    def stages(self, dt):
+    def stages(self, dt, watched=False):
         return 1 + self.grid.ndim
 
     def advance(self, state, t, dt, steps, out=None, work=None, initial=None):

@@ -97,7 +97,7 @@ class Exponential(Run):
     def default_dt(self):
         return inf
 
-    def stages(self, dt):
+    def stages(self, dt, watched=False):
         return 4
 
     def advance(self, state, t, dt, steps, out=None, work=None, initial=None):

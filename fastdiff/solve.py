@@ -308,13 +308,13 @@ def _adapted(problem, run, rtol, progress):
     u = run.load(_imposed(run, problem.state.data))
     controller, frames = Controller(run, float(problem.times[-1]), rtol), _frames(problem)
     _compile(run, controller.h, u)
-    with _bar(progress, None, problem.grid.size * problem.state.batch) as advance:
+    with _bar(progress, None, problem.grid.size * problem.state.batch, float(problem.times[-1])) as advance:
 
         def check(field, t, h, steps):
             bad = None if steps else first_not_finite(field)  # an error that was accepted is a finite number
             if bad is not None:
                 _diverged(problem, field, bad, t - h, t, h)
-            advance(steps)
+            advance(steps, t)
 
         for n, (begin, end) in enumerate(_intervals(problem)):
             if end > begin:
@@ -428,26 +428,34 @@ def _compile(run, dt, state):
 
 
 class _bar:
-    """A progress bar over steps with the speed in cell updates; a context that gives `advance(steps)`."""
+    """A progress bar with the speed in cell updates, over `total` steps, or over a time where their number is not known.
 
-    def __init__(self, shown, total, cells):
-        self.shown, self.total, self.cells = shown, total, cells
+    A context that gives `advance(steps, t)`; t is needed for the latter alone.
+    """
+
+    def __init__(self, shown, total, cells, until=None):
+        self.shown, self.total, self.cells, self.until = shown, total, cells, until
 
     def __enter__(self):
         if not self.shown:
-            return lambda steps: None
+            return lambda steps, t=0.0: None
+        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.progress = Progress(TextColumn("solving"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"),
-                                 TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+        self.progress = Progress(TextColumn("solving"), BarColumn(), TextColumn("{task.fields[state]}"),
+                                 TimeRemainingColumn(), console=Console(stderr=True))
         self.progress.start()
-        task, begin, done = self.progress.add_task("", total=self.total, rate=""), perf_counter(), 0
+        task = self.progress.add_task("", total=self.total if self.until is None else self.until, state="")
+        begin, done = perf_counter(), 0
 
-        def advance(steps):
+        def advance(steps, t=0.0):
             nonlocal done
             done += steps
-            rate = done * self.cells / max(perf_counter() - begin, 1e-9) / 1e6
-            self.progress.update(task, advance=steps, rate=f"{rate:,.0f} million cell updates/s")
+            rate = f"{done * self.cells / max(perf_counter() - begin, 1e-9) / 1e6:,.0f} million cell updates/s"
+            if self.until is None:
+                self.progress.update(task, completed=done, state=f"{done}/{self.total} steps {rate}")
+            else:
+                self.progress.update(task, completed=t, state=f"t = {t:.3g} of {self.until:.3g}, {done} steps {rate}")
 
         return advance
 

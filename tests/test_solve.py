@@ -431,7 +431,13 @@ def test_a_field_that_blows_up_stops_the_run_and_says_where():
 def test_progress_is_shown(capsys, rod):
     heat, grid, u0 = rod
     fd.solve(heat, u0, grid, 1.0, method="euler", dt=0.001, progress=True)
-    assert "1000/1000 steps" in capsys.readouterr().out
+    assert "1000/1000 steps" in capsys.readouterr().err
+
+
+def test_progress_of_steps_that_follow_the_error_is_shown_in_time(capsys, rod):
+    heat, grid, u0 = rod
+    solution = fd.solve(heat, u0, grid, 1.0, method="rk23", progress=True)
+    assert f"t = 1 of 1, {solution.stats['steps']} steps" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_keyboard_interrupt_gets_through():

@@ -428,9 +428,9 @@ def _compile(run, dt, state):
 
 
 class _bar:
-    """A progress bar with the speed in cell updates, over `total` steps, or over a time where their number is not known.
+    """A progress bar with the speed in cell updates, over `total` steps, or up to the time `until` if none is known.
 
-    A context that gives `advance(steps, t)`; t is needed for the latter alone.
+    A context that gives `advance(steps, t)`.
     """
 
     def __init__(self, shown, total, cells, until=None):

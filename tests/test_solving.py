@@ -114,6 +114,6 @@ def test_what_cannot_be_written_is_refused_before_anything_is_solved(name, messa
 
 
 def test_progress_is_shown(tmp_path):
-    code, said = run("solve", "heat", "--method", "euler", "--dt", 1e-4, "--t-end", 0.005, "--shape", "24x24", "--dtype",
-                     "float64", "--out", tmp_path / "f.png")
+    code, said = run("solve", "heat", "--method", "euler", "--dt", 1e-4, "--t-end", 0.005, "--shape", "24x24",
+                     "--dtype", "float64", "--out", tmp_path / "f.png")
     assert code == 0 and "50/50 steps" in said, said

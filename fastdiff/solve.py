@@ -148,7 +148,7 @@ def _check_method(method, dt, rtol):
     if rtol is not None and method not in ("auto", *(m.name for m in MARCHING.values() if m.control != LIMIT)):
         raise ValueError(f'rtol goes with method="auto"; "{method}" is '
                          + ("exact in time" if method == "spectral" else "controlled by dt"))
-    if rtol is not None and not 0 < rtol < 1:
+    if rtol is not None and not (isinstance(rtol, int | float | np.number) and 0 < rtol < 1):
         raise ValueError(f"rtol must lie between 0 and 1, not {rtol!r}")
 
 
@@ -168,7 +168,10 @@ def _times(t_end, save_at) -> tuple[np.ndarray, bool]:
         raise ValueError(f"t_end must be positive, not {t_end!r}")
     if save_at is None:
         return np.array([t_end], np.float64), False
-    times = np.atleast_1d(np.asarray(save_at, np.float64))
+    try:
+        times = np.atleast_1d(np.asarray(save_at, np.float64))
+    except (TypeError, ValueError):
+        raise ValueError(f"save_at is a list of ascending times, not {save_at!r}") from None
     if times.ndim != 1 or not times.size or not np.isfinite(times).all() or (np.diff(times) <= 0).any() or times[0] < 0:
         raise ValueError("save_at is a list of ascending times, none before 0")
     if t_end is None or abs(times[-1] - t_end) <= 1e-12 * t_end:

@@ -248,3 +248,10 @@ def test_methods_say_where_they_do_not_apply():
         fd.solve(fd.Heat(), u0, grid, 1.0, method="crank_nicolson", boundary=fd.Neumann("-u"))
     with pytest.raises(ValueError, match="unstable for rk4 on this grid; the largest stable step"):
         fd.solve(fd.Heat(), u0, grid, 1.0, method="rk4", dt=0.1)
+
+
+def test_a_formula_that_holds_the_field_at_its_jump_says_what_to_do():
+    """Below 1/2 it drives up, above it drives down: there is no smooth solution to follow."""
+    switch = fd.ReactionDiffusion(0.0, {"u": "where(u < 0.5, 1, -1)"})
+    with pytest.raises(ValueError, match="rk23 does not meet rtol.*try a larger rtol, or fixed steps by dt"):
+        fd.solve(switch, np.full(8, 0.4), fd.Grid(8), 1.0, method="rk23")

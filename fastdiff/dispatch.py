@@ -34,14 +34,17 @@ def adopt(array: Any, device: str | None = None) -> Array:
     tensor = is_tensor(array)
     if tensor:
         if array.requires_grad:
-            raise ValueError("u0 requires grad, but fd.solve does not differentiate: pass u0.detach()")
+            raise ValueError("u0 requires grad, but fd.solve does not differentiate: pass u0.detach(), or use "
+                             "fd.nn.Solver, which does")
         on_gpu, kind = array.device.type == "cuda", str(array.dtype).removeprefix("torch.")
     else:
         if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-            raise TypeError(f"u0 is a NumPy array or a torch tensor, not {type(array).__name__}")
+            raise TypeError(f"u0 is a NumPy array or a torch tensor, not {type(array).__name__}: pass "
+                            "np.asarray(u0, float)")
         on_gpu, kind = False, str(array.dtype)
     if kind not in FLOATS:
-        raise TypeError(f"u0 has dtype {kind}; expected float32 or float64: convert it, e.g. u0.astype(\"float64\")")
+        how = "u0.double()" if tensor else 'u0.astype("float64")'
+        raise TypeError(f"u0 has dtype {kind}; expected float32 or float64: convert it, e.g. {how}")
     if tensor and on_gpu:
         if wanted == "cpu":
             raise ValueError('u0 is on the GPU but device="cpu" was asked for: pass u0.cpu()')

@@ -148,7 +148,7 @@ def _check_method(method, dt, rtol):
     if rtol is not None and method not in ("auto", *(m.name for m in MARCHING.values() if m.control != LIMIT)):
         raise ValueError(f'rtol goes with method="auto"; "{method}" is '
                          + ("exact in time" if method == "spectral" else "controlled by dt"))
-    if rtol is not None and not 0 < rtol < 1:
+    if rtol is not None and not (isinstance(rtol, int | float | np.number) and 0 < rtol < 1):
         raise ValueError(f"rtol must lie between 0 and 1, not {rtol!r}")
 
 
@@ -168,7 +168,10 @@ def _times(t_end, save_at) -> tuple[np.ndarray, bool]:
         raise ValueError(f"t_end must be positive, not {t_end!r}")
     if save_at is None:
         return np.array([t_end], np.float64), False
-    times = np.atleast_1d(np.asarray(save_at, np.float64))
+    try:
+        times = np.atleast_1d(np.asarray(save_at, np.float64))
+    except (TypeError, ValueError):
+        raise ValueError(f"save_at is a list of ascending times, not {save_at!r}") from None
     if times.ndim != 1 or not times.size or not np.isfinite(times).all() or (np.diff(times) <= 0).any() or times[0] < 0:
         raise ValueError("save_at is a list of ascending times, none before 0")
     if t_end is None or abs(times[-1] - t_end) <= 1e-12 * t_end:
@@ -308,13 +311,13 @@ def _adapted(problem, run, rtol, progress):
     u = run.load(_imposed(run, problem.state.data))
     controller, frames = Controller(run, float(problem.times[-1]), rtol), _frames(problem)
     _compile(run, controller.h, u)
-    with _bar(progress, None, problem.grid.size * problem.state.batch) as advance:
+    with _bar(progress, None, problem.grid.size * problem.state.batch, float(problem.times[-1])) as advance:
 
         def check(field, t, h, steps):
             bad = None if steps else first_not_finite(field)  # an error that was accepted is a finite number
             if bad is not None:
                 _diverged(problem, field, bad, t - h, t, h)
-            advance(steps)
+            advance(steps, t)
 
         for n, (begin, end) in enumerate(_intervals(problem)):
             if end > begin:
@@ -428,26 +431,34 @@ def _compile(run, dt, state):
 
 
 class _bar:
-    """A progress bar over steps with the speed in cell updates; a context that gives `advance(steps)`."""
+    """A progress bar with the speed in cell updates, over `total` steps, or up to the time `until` if none is known.
 
-    def __init__(self, shown, total, cells):
-        self.shown, self.total, self.cells = shown, total, cells
+    A context that gives `advance(steps, t)`.
+    """
+
+    def __init__(self, shown, total, cells, until=None):
+        self.shown, self.total, self.cells, self.until = shown, total, cells, until
 
     def __enter__(self):
         if not self.shown:
-            return lambda steps: None
+            return lambda steps, t=0.0: None
+        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.progress = Progress(TextColumn("solving"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"),
-                                 TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+        self.progress = Progress(TextColumn("solving"), BarColumn(), TextColumn("{task.fields[state]}"),
+                                 TimeRemainingColumn(), console=Console(stderr=True))
         self.progress.start()
-        task, begin, done = self.progress.add_task("", total=self.total, rate=""), perf_counter(), 0
+        task = self.progress.add_task("", total=self.total if self.until is None else self.until, state="")
+        begin, done = perf_counter(), 0
 
-        def advance(steps):
+        def advance(steps, t=0.0):
             nonlocal done
             done += steps
-            rate = done * self.cells / max(perf_counter() - begin, 1e-9) / 1e6
-            self.progress.update(task, advance=steps, rate=f"{rate:,.0f} million cell updates/s")
+            rate = f"{done * self.cells / max(perf_counter() - begin, 1e-9) / 1e6:,.0f} million cell updates/s"
+            if self.until is None:
+                self.progress.update(task, completed=done, state=f"{done}/{self.total} steps {rate}")
+            else:
+                self.progress.update(task, completed=t, state=f"t = {t:.3g} of {self.until:.3g}, {done} steps {rate}")
 
         return advance
 

@@ -323,6 +323,13 @@ def test_too_little_room_is_seen_first(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_too_little_room_is_seen_before_parameters_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(Job, "_parameters", lambda job: pytest.fail("it drew them"))
+    with pytest.raises(OSError, match="are free: make room, or choose another disk"):
+        make(tmp_path / "a.h5", samples=10**9)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.fixture
 def small_files_only():
     """Writing beyond 30 kB fails, as on a full disk."""

@@ -57,6 +57,35 @@ def test_orders_in_time_against_the_stencil_solved_exactly(method, order, counts
     assert math.log2(errors[0] / errors[1]) > order - 0.35
 
 
+@pytest.mark.parametrize("method", ["crank_nicolson", "strang", "rkl2"])
+def test_a_source_that_changes_in_time_keeps_the_order(method):
+    """Against SciPy, on a stencil of its own."""
+    from scipy.integrate import solve_ivp
+
+    grid, t_end = fd.Grid(17), 0.1
+    x, dx = grid.points(0), grid.spacing[0]
+
+    def slope(t, u):
+        beyond = np.concatenate([[u[1]], u, [u[-2]]])
+        return (beyond[2:] - 2 * u + beyond[:-2]) / dx**2 + np.sin(9 * t) * np.cos(3 * x)
+
+    u0 = 2 + np.cos(2 * x)
+    want = solve_ivp(slope, (0, t_end), u0, "DOP853", rtol=1e-10, atol=1e-10).y[:, -1]
+    equation = fd.Heat(1.0, source="sin(9*t)*cos(3*x)")
+    errors = [np.abs(fd.solve(equation, u0, grid, t_end, method=method, dt=t_end / n).final - want).max()
+              for n in (32, 64)]
+    assert errors[1] < 1e-4 and math.log2(errors[0] / errors[1]) > 1.8
+
+
+def test_lines_must_be_the_same_at_all_times():
+    grid = fd.Grid(17)
+    u0, growing = np.cos(grid.points(0)), fd.ReactionDiffusion(1.0, {"u": "-5*sin(29*t)*u"})
+    with pytest.raises(ValueError, match="does not apply: a coefficient changes in time; use"):
+        fd.solve(growing, u0, grid, 0.1, method="crank_nicolson", dt=0.01)
+    fed = fd.ReactionDiffusion(1.0, {"u": "exp(t**3) - u"})  # what overflows later does not matter
+    assert fd.solve(fed, u0, grid, 0.1, method="crank_nicolson", dt=0.01).stats["steps"] == 10
+
+
 @pytest.mark.parametrize("centering", ["nodes", "cells"])
 @pytest.mark.parametrize("method", ["rk4", "rkl2", "crank_nicolson"])
 def test_walls_that_move_in_time(method, centering):
@@ -234,3 +263,10 @@ def test_methods_say_where_they_do_not_apply():
         fd.solve(fd.Heat(), u0, grid, 1.0, method="crank_nicolson", boundary=fd.Neumann("-u"))
     with pytest.raises(ValueError, match="unstable for rk4 on this grid; the largest stable step"):
         fd.solve(fd.Heat(), u0, grid, 1.0, method="rk4", dt=0.1)
+
+
+def test_a_formula_that_holds_the_field_at_its_jump_says_what_to_do():
+    """Below 1/2 it drives up, above it drives down: there is no smooth solution to follow."""
+    switch = fd.ReactionDiffusion(0.0, {"u": "where(u < 0.5, 1, -1)"})
+    with pytest.raises(ValueError, match="rk23 does not meet rtol.*try a larger rtol, or fixed steps by dt"):
+        fd.solve(switch, np.full(8, 0.4), fd.Grid(8), 1.0, method="rk23")

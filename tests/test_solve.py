@@ -322,7 +322,10 @@ def test_bad_fields():
     bad(r"shape \(99,\); expected \(100,\) or \(batch, 100\)", u0=np.zeros(99))
     bad("dtype int64; expected float32 or float64", TypeError, u0=np.zeros(100, int))
     bad("dtype float16", TypeError, u0=np.zeros(100, np.float16))
-    bad("NumPy array or a torch tensor, not list", TypeError, u0=[0.0] * 100)
+    bad(r"NumPy array or a torch tensor, not list: pass np.asarray\(u0, float\)", TypeError, u0=[0.0] * 100)
+    torch = pytest.importorskip("torch")
+    bad(r"dtype int64; expected float32 or float64: convert it, e.g. u0.double\(\)", TypeError, u0=torch.arange(100))
+    bad("requires grad.*fd.nn.Solver", u0=torch.zeros(100, requires_grad=True))
     spoiled = np.zeros((3, 100))
     spoiled[2, 7] = np.nan
     bad(r"nan at \(7,\) of sample 2: every value must be finite", u0=spoiled)
@@ -330,6 +333,8 @@ def test_bad_fields():
 
 
 def test_bad_steps_and_methods():
+    bad("save_at is a list of ascending times, not 'late'", save_at="late")
+    bad("rtol must lie between 0 and 1, not '1e-4'", rtol="1e-4")
     bad("dt = 0.1 is unstable for euler on this grid; the largest stable step is 0.0510", method="euler", dt=0.1)
     bad("unknown method 'eular'; known: auto, euler, rk4, rk23, rkl2, crank_nicolson, strang, etdrk4", method="eular")
     bad('add method="euler"', dt=0.01)
@@ -431,7 +436,13 @@ def test_a_field_that_blows_up_stops_the_run_and_says_where():
 def test_progress_is_shown(capsys, rod):
     heat, grid, u0 = rod
     fd.solve(heat, u0, grid, 1.0, method="euler", dt=0.001, progress=True)
-    assert "1000/1000 steps" in capsys.readouterr().out
+    assert "1000/1000 steps" in capsys.readouterr().err
+
+
+def test_progress_of_steps_that_follow_the_error_is_shown_in_time(capsys, rod):
+    heat, grid, u0 = rod
+    solution = fd.solve(heat, u0, grid, 1.0, method="rk23", progress=True)
+    assert f"t = 1 of 1, {solution.stats['steps']} steps" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_keyboard_interrupt_gets_through():

@@ -89,6 +89,8 @@ BAD = [
     (("heat", "--method", "magic"), "unknown method 'magic'"),
     (("heat", "--method", "strang", "--device", "cuda"), "runs on the CPU alone"),
     (("heat", "--device", "gpu"), "unknown device 'gpu'"),
+    (("heat", "--frames", "0"), "at least two frames are kept, the first and the last, not 0"),
+    (("heat", "--seed", "-1"), "seed must not be negative, got -1"),
 ]
 
 
@@ -97,3 +99,21 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, said = run("solve", *arguments)
     assert code == 1 and message in said.replace("\n", " ") and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("name", "message"), [("a.xyz", "not 'a.xyz'"), ("there.h5", "there.h5 exists"),
+                                               ("folder.png", "is a folder")])
+def test_what_cannot_be_written_is_refused_before_anything_is_solved(name, message, tmp_path, monkeypatch):
+    (tmp_path / "there.h5").write_text("precious")
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(problems, "make", lambda *a, **k: pytest.fail("it was begun"))
+    code, said = run("solve", "heat", "--out", tmp_path / name)
+    assert code == 1 and message in said.replace("\n", " "), said
+    assert (tmp_path / "there.h5").read_text() == "precious"
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["folder.png", "there.h5"]
+
+
+def test_progress_is_shown(tmp_path):
+    code, said = run("solve", "heat", "--method", "euler", "--dt", 1e-4, "--t-end", 0.005, "--shape", "24x24",
+                     "--dtype", "float64", "--out", tmp_path / "f.png")
+    assert code == 0 and "50/50 steps" in said, said

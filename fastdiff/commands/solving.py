@@ -50,8 +50,7 @@ def solve(
     moving = animate or path.suffix.lower() == ".gif"
     if animate and path.suffix.lower() != ".gif":
         raise ValueError(f'--animate writes a .gif: --out {path.with_suffix(".gif")}')
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first")
+    _check_path(path)
     if problem in PROBLEMS:
         if set_ or any(v is not None for v in (shape, extent, periodic, t_end, dt, rtol, frames, threads)) \
                 or (method, seed, dtype, device) != ("auto", 0, "float32", "cpu"):
@@ -59,9 +58,22 @@ def solve(
         solution = PROBLEMS[problem]()
     else:
         solution = _solved(problem, set_ or [], read_shape(shape), extent, periodic, t_end, method, dt, rtol,
-                           frames or (60 if moving else 6), seed, dtype, threads, device)
+                           (60 if moving else 6) if frames is None else frames, seed, dtype, threads, device)
     _written(solution, path, moving, component)
     _told(solution, path)
+
+
+def _check_path(path):
+    """Refuse what could not be written, before anything is solved."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    from fastdiff.solution import begin_file
+
+    kind = path.suffix.lower()
+    known = sorted({".h5", ".gif", *map(".{}".format, FigureCanvasBase.get_supported_filetypes())})
+    if kind not in known:
+        raise ValueError(f"a picture or a file of numbers ends in one of {', '.join(known)}, not {path.name!r}")
+    begin_file(path, overwrite=kind != ".h5", check_only=True)
 
 
 def _solved(name, pairs, shape, extent, periodic, t_end, method, dt, rtol, frames, seed, dtype, threads, device):
@@ -72,6 +84,8 @@ def _solved(name, pairs, shape, extent, periodic, t_end, method, dt, rtol, frame
 
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype is float32 or float64, not {dtype!r}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
     if frames < 2:
         raise ValueError(f"at least two frames are kept, the first and the last, not {frames}")
     equation, u0, grid, boundary, usual = problems.make(name, problems.settings(pairs), shape, extent, periodic, seed,
@@ -80,7 +94,7 @@ def _solved(name, pairs, shape, extent, periodic, t_end, method, dt, rtol, frame
     if not times[-1] > 0:
         raise ValueError(f"t_end must be positive, not {t_end!r}")
     return run(equation, u0, grid, save_at=times, boundary=boundary, method=method, dt=dt, rtol=rtol, threads=threads,
-               device=device)
+               device=device, progress=True)
 
 
 def _written(solution, path, moving, component):

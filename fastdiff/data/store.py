@@ -84,6 +84,8 @@ class Store:
 
     def __enter__(self):
         self._check_place()
+        if not self.folder.exists():
+            self._check_room(self.path.absolute().parent, self.job.samples * self.job.sample_bytes + METADATA)
         self.layout = self.kind(self.job.about)
         fresh = self._make_folder()
         try:
@@ -178,10 +180,7 @@ class Store:
         """Make the files, with room for everything."""
         self._clear()
         needed = self.job.about.total_bytes + METADATA
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise OSError(f"{self.path} needs {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free: make room, "
-                          f"or choose another disk")
+        self._check_room(self.folder, needed)
         try:
             self._reserve(needed)
             self.layout.create(self.root)
@@ -191,6 +190,13 @@ class Store:
         self.target = Target(self.root, self.layout.places(self.root))
         with files.written_whole(file) as temporary:  # from here on, the run can be taken up
             temporary.write_text(json.dumps(self.manifest, indent=1))
+
+    def _check_room(self, folder, needed):
+        """Refuse a disk that is too small; at first by the fields alone: to draw all parameters may take long."""
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(f"{self.path} needs {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free: make room, "
+                          f"or choose another disk")
 
     def _reserve(self, needed):
         """Try whether there is room for everything: HDF5 itself fails badly."""

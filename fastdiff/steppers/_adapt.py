@@ -68,7 +68,8 @@ class Controller:
 
     def _stuck(self, t, h, field):
         return Stuck(f"{self.run.method.name} does not meet rtol = {self.rtol:g} at t = {t:g} with steps down to "
-                     f"{h:g}: try a larger rtol, or float64", field, t)
+                     f"{h:g}: try a larger rtol, {'float64, ' if self.run.dtype == np.float32 else ''}or fixed steps "
+                     "by dt, as where a formula jumps", field, t)
 
     def _buffers(self, state):
         """Two more arrays like a state, kept from call to call: new memory costs as much as some steps."""

@@ -13,8 +13,11 @@ import numpy as np
 from fastdiff.boundary import Faces
 from fastdiff.equations._base import samples
 from fastdiff.kernels._edges import GHOST, HOLD, Side, make_edges
+from fastdiff.kernels._fields import Clock
 from fastdiff.kernels._run import march
 from fastdiff.kernels._stages import slope
+
+TIMES = (0.0137, 0.317, 0.7391, 12.34, 345.6)  # of all scales, at which coefficients must be as at 0
 
 
 class NoLines(ValueError):
@@ -45,6 +48,7 @@ def lines_of(equation, grid, faces: Faces, batch: int, threads=None) -> list[Lin
     shares = _shares(probe.constant, grid)
     lines = [(lo, share - lo - up, up) for (lo, up), share in zip(bands, shares)]
     probe.check(lines)
+    probe.check_times()
     return [_joined(Line(*line, shared=False), axis, grid.ndim) for axis, line in enumerate(lines)]
 
 
@@ -91,9 +95,10 @@ class _Probe:
         self.zero = self._apply(np.zeros(()))
         self.constant = self(np.ones(()))
 
-    def _apply(self, u):
+    def _apply(self, u, t=0.0):
         u = np.array(np.broadcast_to(u, (self.batch, len(self.names), *self.grid.shape)), order="C")
-        return march(self.rule, u, self.edges, 1, threads=self.threads)
+        edges = self.edges._replace(clock=np.concatenate([[t], self.edges.clock[1:]]))
+        return march(self.rule, u, edges, 1, threads=self.threads)
 
     def __call__(self, u):
         return self._apply(u) - self.zero
@@ -119,14 +124,36 @@ class _Probe:
             low[...] = 0.0
         return low, up
 
+    def _random(self):
+        return np.random.default_rng(0).random((self.batch, len(self.names), *self.grid.shape))
+
     def check(self, lines):
         """Compare M on a random field with what the lines make of it."""
-        u = np.random.default_rng(0).random((self.batch, len(self.names), *self.grid.shape))
+        u = self._random()
         want, got = self(u), sum(apply(line, u, axis) for axis, line in enumerate(lines))
         size = max(np.abs(want).max(), np.abs(self.zero).max(), 1e-300)
         if not np.abs(want - got).max() <= 1e-9 * size:
             raise NoLines("the equation is nonlinear, couples components, or its stencil reaches beyond the nearest "
                           "neighbours along the axes")
+
+    def check_times(self):
+        """M must be the same at all times; b may change."""
+        if not _timed(self.rule):
+            return
+        u, zero = self._random(), np.zeros(())
+        want = self(u)
+        for t in TIMES:
+            with np.errstate(all="ignore"):
+                b = self._apply(zero, t)
+                off = np.abs(self._apply(u, t) - b - want).max()
+            size = max(np.abs(want).max(), np.abs(b).max())
+            if np.isfinite([off, size]).all() and off > 1e-9 * size:
+                raise NoLines("a coefficient changes in time")
+
+
+def _timed(rule) -> bool:
+    """Whether a rule, or one inside of it, looks at the time."""
+    return isinstance(rule, Clock) or (isinstance(rule, tuple) and any(map(_timed, rule)))
 
 
 def apply(line, u, axis):

@@ -4,8 +4,9 @@
 
 In 2-D this is the method of Peaceman and Rachford, in 3-D that of Douglas and Gunn: they are this one with u* written
 out. The right-hand side is the equation's own compiled rule, so every operator of nearest neighbours and every
-boundary is in it; `_lines.py` finds the A. b is the mean of both ends of a step. At a held face the increment is given,
-and on the way there (1 - dt/2 A_b) of it for every axis b along the face.
+boundary is in it; `_lines.py` finds the A. Of what changes in time, b has walls as the mean of both ends of a step, and
+a source as in its middle; A does not change. At a held face the increment is given, and on the way there (1 - dt/2 A_b)
+of it for every axis b along the face.
 
 The fastest modes are hardly damped by large steps. A solution therefore starts with four half steps of backward Euler
 (Rannacher), which damps them; a single `fd.Stepper` step does not.
@@ -89,7 +90,9 @@ class CrankNicolson(Run):
         """Boundaries of the right-hand side, and by how much held faces rise."""
         faces = self.faces
         edges = faces.edges(t, h, 1, initial=initial, tables=True)
-        rises = {}
+        clock = edges.clock.copy()
+        clock[0] += theta * h  # walls are in tables: only a source looks at the time
+        edges, rises = edges._replace(clock=clock), {}
         if faces.constant:
             return edges, {key: 0.0 for key, wall in faces.walls.items() if wall.side.kind == HOLD}
         reals = edges.reals.copy()

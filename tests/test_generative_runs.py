@@ -119,7 +119,7 @@ def test_texts_of_a_data_set_are_its_labels(tmp_path):
     run.train(1)
     x = torch.randn(2, 2, 16, 16)
     there, here = (run.model.network(a, torch.zeros(2)) for a in (x.roll((4, -8), (2, 3)), x))
-    torch.testing.assert_close(there, here.roll((4, -8), (2, 3)), rtol=1e-4, atol=1e-5)  # no walls: every place is alike
+    torch.testing.assert_close(there, here.roll((4, -8), (2, 3)), rtol=1e-4, atol=1e-5)  # no walls anywhere
     heat = Run(tmp_path / "heat", settings(data=str(path), model="heat"), data).model
     torch.testing.assert_close(heat.at(x.roll(3, 2), 9), heat.at(x, 9).roll(3, 2), rtol=1e-4, atol=1e-5)
     labels = run.sample(5, method="ddim", steps=2)[1]
@@ -160,6 +160,11 @@ def test_power_spectrum():
     wave = np.cos(2 * np.pi * 5 * np.arange(32) / 32)[None, :] * np.ones((32, 1))
     assert np.argmax(scores.radial_power_spectrum(wave)) == 5
     assert scores.spectrum_distance(wave, wave) == 0
+    noisy = wave + 1e-3 * g.standard_normal(wave.shape)  # weak shells, all wrong, and hardly any power
+    assert scores.spectrum_distance(noisy, wave) > 3
+    assert scores.spectrum_distance(noisy, wave, 0.999) < 1e-3
+    assert scores.power_difference(noisy, wave) < 1e-4
+    np.testing.assert_allclose(scores.power_difference(2 * wave, wave), 3)
 
 
 def test_classifier_learns(data):

@@ -123,7 +123,8 @@ def test_equation_residual_is_the_time_derivative():
     u, v = (low[:, None, None] + half[:, None, None] * (x + 1)).unbind(1)
     lap = [sum(torch.roll(a, s, d) for s in (1, -1) for d in (1, 2)) - 4 * a for a in (u, v)]
     f, react = F.double()[:, None, None], u * v * v
-    expected = torch.stack([2e-5 * lap[0] / 1e-4 - react + f * (1 - u), 1e-5 * lap[1] / 1e-4 + react - (f + 0.06) * v], 1)
+    expected = torch.stack([2e-5 * lap[0] / 1e-4 - react + f * (1 - u),
+                            1e-5 * lap[1] / 1e-4 + react - (f + 0.06) * v], 1)
     torch.testing.assert_close(residual(x), expected / half[:, None, None], rtol=1e-9, atol=1e-9)
     assert gradcheck(residual, (x,))
     heat = EquationResidual(fd.Heat(1.0), fd.Grid((5,), extent=5.0, periodic=True))

@@ -171,8 +171,8 @@ class DDPM(nn.Module):
         start       the state to begin with, instead of noise of the first level's strength
         known, mask inpainting: data that is known where mask is 1 (Lugmayr et al., CVPR 2022), each step done
                     `resample` times
-        guide       a fastdiff.nn.Guide: observations, an equation; or a function (x, step, data) -> correction, added to
-                    each new state: x is the state before the step, data the estimate
+        guide       a fastdiff.nn.Guide: observations, an equation; or a function (x, step, data) -> correction, added
+                    to each new state: x is the state before the step, data the estimate
         trajectory  give the states of all steps instead, (steps + 1, count, *shape)
         noise       function of the step's number that gives its noise, instead of our own
         """

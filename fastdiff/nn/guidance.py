@@ -119,16 +119,18 @@ class Guide:
         x0 <- x0 + V H^T (H V H^T + noise^2)^-1 (observed - H x0),   V = sigma^2/alpha d x0/d x
 
     by conjugate gradients, each iteration a backward pass of the network. No step size: what is seen at a few points
-    moves the others as far as they go with it. Then the residual R of an equation, where there is one, falls by gradient
-    steps of the length that would solve it, were it linear in that direction:  x0 <- x0 - w |R|^2 g / |g|^2, g = grad |R|^2
+    moves the others as far as they go with it. Then the residual R of an equation, where there is one, falls by
+    gradient steps; with w = 1 their length would solve |R|^2 = 0, were it linear:
+
+        x0 <- x0 - w |R|^2 g / |g|^2,   g = grad |R(x0)|^2
 
     observed, mask  (channels, *space) or (batch, ...): values, and 1 where they are known
     noise           standard deviation of the observations, in the model's scale
     iterations      of conjugate gradients; 0: the observed points alone are moved, without a backward pass
     residual        function of data in the model's scale, such as EquationResidual or StencilResidual; differentiable
     residual_weight, residual_steps  w, and how many such steps
-    residual_from   the noise / signal ratio of a step from which on the residual is used: earlier the estimate is a mean
-                    of many fields, which solves no nonlinear equation
+    residual_from   the noise / signal ratio of a step from which on the residual is used: earlier the estimate is a
+                    mean of many fields, which solves no nonlinear equation
     """
 
     def __init__(self, *, observed=None, mask=None, noise: float = 0.02, iterations: int = 3,
@@ -250,7 +252,8 @@ class Refiner(nn.Module):
         return torch.stack(states)
 
     def _label(self, k, like):
-        return torch.from_numpy(np.asarray(k, np.float64) * (1000 / max(self.refinements, 1))).to(like.device, like.dtype)
+        times = np.asarray(k, np.float64) * (1000 / max(self.refinements, 1))
+        return torch.from_numpy(times).to(like.device, like.dtype)
 
 
 __all__ = ["EquationResidual", "Guide", "Refiner", "StencilResidual"]

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 SHARE = 0.05  # of the points that are observed
-STEPS = 50
+STEPS = 25
 
 
 # -- fields from sparse observations -----------------------------------------------------------------------------------
 
 
-def reconstruct(folder: Path, count: int = 24, steps: int = STEPS, picture: Path | None = None) -> str:
+def reconstruct(folder: Path, count: int = 24, steps: int = STEPS, picture: Path | None = None, tell=print) -> str:
     """The table of all ways to restore `count` unseen fields from their points, by the run fields-ddpm in a folder."""
     import torch
 
@@ -39,6 +39,7 @@ def reconstruct(folder: Path, count: int = 24, steps: int = STEPS, picture: Path
             start = perf_counter()
             found = drawn[name] = way(truth, mask)
             lines.append(_line(name, found, truth, mask, residual, perf_counter() - start))
+            tell(lines[-1])
     if picture is not None:
         _draw(truth, mask, drawn, picture)
     torch.save({"truth": truth, "mask": mask, **drawn}, folder / "reconstructed.pt")

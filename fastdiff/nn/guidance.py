@@ -134,8 +134,8 @@ class Guide:
     """
 
     def __init__(self, *, observed=None, mask=None, noise: float = 0.02, iterations: int = 3,
-                 residual: Callable[..., Any] | None = None, residual_weight: float = 0.5, residual_steps: int = 1,
-                 residual_from: float = np.inf):
+                 residual: Callable[..., Any] | None = None, residual_weight: float = 0.5, residual_steps: int = 5,
+                 residual_from: float = 0.1):
         if (observed is None) != (mask is None):
             raise ValueError("observations need both: observed, the values, and mask, 1 where they are known")
         if not noise > 0 or iterations < 0:

@@ -99,6 +99,7 @@ def test_fields_of_our_generator(tmp_path):
     run.train(1)
     x, labels = run.sample(2)
     assert x.shape == (2, 1, 16, 16) and labels is None
+    assert run.model.network.begin.padding_mode == "zeros" and not any(run.model.blur.grid.periodic)  # it has walls
     raw = fd.data.open(path)[0]["fields"][1].numpy()
     np.testing.assert_allclose(run.data.back(run.data.x[:1])[0], raw, atol=1e-5 * np.abs(raw).max())
 
@@ -113,8 +114,14 @@ def test_texts_of_a_data_set_are_its_labels(tmp_path):
     fd.data.generate(replace(FIELD_RECIPE, t_end=40.0), path, samples=8, shape=(16, 16), frames=2, seed=1)
     data, texts = load(str(path)), fd.data.open(path).labels["pattern"]
     assert data.labels is not None and [data.names[k] for k in data.labels] == texts
+    assert data.periodic
     run = Run(tmp_path / "run", settings(data=str(path)), data)
     run.train(1)
+    x = torch.randn(2, 2, 16, 16)
+    there, here = (run.model.network(a, torch.zeros(2)) for a in (x.roll((4, -8), (2, 3)), x))
+    torch.testing.assert_close(there, here.roll((4, -8), (2, 3)), rtol=1e-4, atol=1e-5)  # no walls anywhere
+    heat = Run(tmp_path / "heat", settings(data=str(path), model="heat"), data).model
+    torch.testing.assert_close(heat.at(x.roll(3, 2), 9), heat.at(x, 9).roll(3, 2), rtol=1e-4, atol=1e-5)
     labels = run.sample(5, method="ddim", steps=2)[1]
     assert labels is not None and labels.tolist() == [k % len(data.names) for k in range(5)]
 
@@ -153,6 +160,11 @@ def test_power_spectrum():
     wave = np.cos(2 * np.pi * 5 * np.arange(32) / 32)[None, :] * np.ones((32, 1))
     assert np.argmax(scores.radial_power_spectrum(wave)) == 5
     assert scores.spectrum_distance(wave, wave) == 0
+    noisy = wave + 1e-3 * g.standard_normal(wave.shape)  # weak shells, all wrong, and hardly any power
+    assert scores.spectrum_distance(noisy, wave) > 3
+    assert scores.spectrum_distance(noisy, wave, 0.999) < 1e-3
+    assert scores.power_difference(noisy, wave) < 1e-4
+    np.testing.assert_allclose(scores.power_difference(2 * wave, wave), 3)
 
 
 def test_classifier_learns(data):

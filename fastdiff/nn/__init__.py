@@ -11,6 +11,7 @@ _WHERE: dict[str, str] = {  # public name: module of fastdiff.nn
     "Blur": "heat_dissipation",
     "BlurringDiffusion": "heat_dissipation",
     "DiffusionVAE": "vae",
+    "EquationResidual": "guidance",
     "Guide": "guidance",
     "HeatDissipation": "heat_dissipation",
     "Refiner": "guidance",

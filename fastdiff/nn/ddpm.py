@@ -171,8 +171,8 @@ class DDPM(nn.Module):
         start       the state to begin with, instead of noise of the first level's strength
         known, mask inpainting: data that is known where mask is 1 (Lugmayr et al., CVPR 2022), each step done
                     `resample` times
-        guide       function (x, step, data) -> correction, added to each new state: x is the state before the step,
-                    data the estimate; see fastdiff.nn.guidance
+        guide       a fastdiff.nn.Guide: observations, an equation; or a function (x, step, data) -> correction, added
+                    to each new state: x is the state before the step, data the estimate
         trajectory  give the states of all steps instead, (steps + 1, count, *shape)
         noise       function of the step's number that gives its noise, instead of our own
         """
@@ -221,20 +221,22 @@ class DDPM(nn.Module):
 
     def _run(self, x, todo, condition, guidance, source, fixed, resample, guide, trajectory, noise):
         labels = self._put(self._label(Level(*(np.array(v) for v in zip(*(s.level for s in todo))))), x)
-        states, before, data = [x], x, None
+        states, before, data, ours = [x], x, None, hasattr(guide, "estimate")
         for i, step in enumerate(todo):
             for turn in range(resample if fixed is not None and step.to.sigma > 0 else 1):
                 if turn:
                     x = _renoised(x, step.to, step.level, source)
-                m, without = self._outputs(x, labels[i].expand(len(x)), step.scale, condition, guidance)
+                t = labels[i].expand(len(x))
+                m, without = (self._guided(guide, x, t, step, condition, guidance), None) if ours else self._outputs(
+                    x, t, step.scale, condition, guidance)
                 old = {"data": data, "state": before}.get(step.old or "")
                 z = noise(i) if noise is not None and step.coefficients.noise else None
                 draw = source.next() if step.coefficients.noise and z is None else None
-                keep = step.estimate or guide is not None
+                keep = step.estimate or (guide is not None and not ours)
                 found = F.reverse_step(x, m, step.coefficients, without=without, old=old, noise=z, draw=draw,
                                        estimate=keep)
                 new, data = found if keep else (found, None)
-                if guide is not None:
+                if guide is not None and not ours:
                     new = new + guide(x, step, data)
                 before, x = x, new if fixed is None else fixed.put(new, step.to)
             if trajectory:
@@ -248,6 +250,16 @@ class DDPM(nn.Module):
         none = self.null.to(condition.dtype).expand_as(condition)
         both = self.network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([condition, none]))
         return both.chunk(2)
+
+    def _guided(self, guide, x, t, step, condition, guidance):
+        """The network's output, changed so that it says what the guide makes of the estimate of the data."""
+        k = step.coefficients
+        with torch.set_grad_enabled(guide.through):
+            x = x.detach().requires_grad_(guide.through)
+            m, without = self._outputs(x, t, step.scale, condition, guidance)
+            m = m if without is None else m + guidance * (m - without)
+            found = guide.estimate(x, step.level, k.data_state * x + k.data_model * m)
+        return ((found - k.data_state * x) / k.data_model).detach()
 
     # -- state ---------------------------------------------------------------------------------------------------------
 

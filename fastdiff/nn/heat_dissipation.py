@@ -24,9 +24,9 @@ def blur_scales(steps: int, most: float, least: float = 0.5) -> np.ndarray:
     return np.append(0.0, np.exp(np.linspace(np.log(least), np.log(most), steps)))
 
 
-def pixel_grid(shape) -> fd.Grid:
+def pixel_grid(shape, periodic: bool = False) -> fd.Grid:
     """Cells of unit size: lengths are pixels."""
-    return fd.Grid(tuple(shape), extent=tuple(float(n) for n in shape), centering="cells")
+    return fd.Grid(tuple(shape), extent=tuple(float(n) for n in shape), centering="cells", periodic=periodic)
 
 
 class Blur:

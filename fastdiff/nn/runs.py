@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fastdiff.nn.ddpm import DDPM, EMA
-from fastdiff.nn.heat_dissipation import BlurringDiffusion, HeatDissipation
+from fastdiff.nn.heat_dissipation import Blur, BlurringDiffusion, HeatDissipation, pixel_grid
 from fastdiff.nn.unet import UNet
 from fastdiff.nn.vae import DiffusionVAE
 
@@ -46,7 +46,8 @@ class Settings:
 class Data:
     """Images or fields within [-1, 1], labels or None, and how they were scaled: x = (data - low) / half - 1.
 
-    names  what the labels 0, 1, ... stand for
+    names     what the labels 0, 1, ... stand for
+    periodic  whether the fields are, along all axes: models then know no walls
     """
 
     x: torch.Tensor
@@ -54,6 +55,7 @@ class Data:
     low: np.ndarray
     half: np.ndarray
     names: tuple[str, ...] = ()
+    periodic: bool = False
 
     def back(self, x) -> np.ndarray:
         """Model's numbers in the data's units."""
@@ -66,7 +68,7 @@ def load(name: str, frame: int = -1) -> Data:
 
     A data set whose samples carry texts, such as the pattern of Gray-Scott's, has the first kind of them for labels.
     """
-    names: tuple[str, ...] = ()
+    names, periodic = (), False
     if name == "digits":
         try:
             from sklearn.datasets import load_digits
@@ -84,12 +86,13 @@ def load(name: str, frame: int = -1) -> Data:
         found = data.open(name)
         x = np.stack([found[i]["fields"][frame].numpy() for i in range(len(found))])
         labels, names = _labels(found)
+        periodic = bool(np.all(found.attributes.get("grid_periodic", False)))
     points = (0, *range(2, x.ndim))
     low, high = x.min(points), x.max(points)
     half = np.maximum((high - low) / 2, 1e-12)
     shape = (1, -1, *[1] * (x.ndim - 2))
     scaled = (x - low.reshape(shape)) / half.reshape(shape) - 1
-    return Data(torch.from_numpy(np.ascontiguousarray(scaled, np.float32)), labels, low, half, names)
+    return Data(torch.from_numpy(np.ascontiguousarray(scaled, np.float32)), labels, low, half, names, periodic)
 
 
 def _labels(found):
@@ -110,9 +113,10 @@ def build(settings: Settings, data: Data):
     classes = None if data.labels is None else int(data.labels.max()) + 1
     deep = (1, 2) if min(space) < 16 else (1, 2, 2)
     net = UNet(len(space), shape[0], width=settings.width, multipliers=deep, blocks=1, attention=(len(deep) - 1,),
-               classes=None if classes is None else classes + 1)
+               classes=None if classes is None else classes + 1, periodic=data.periodic)
     if settings.model == "heat":
-        return HeatDissipation(net, shape, steps=settings.levels, seed=settings.seed)
+        blur = Blur(space, grid=pixel_grid(space, data.periodic))
+        return HeatDissipation(net, shape, steps=settings.levels, forward_process=blur, seed=settings.seed)
     if settings.model == "blurring":
         return BlurringDiffusion(net, shape, steps=settings.levels, most=max(space) / 4, seed=settings.seed)
     return DDPM(net, shape, schedule=settings.schedule, prediction=settings.prediction, steps=settings.levels,

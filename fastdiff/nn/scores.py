@@ -61,20 +61,43 @@ def radial_power_spectrum(u) -> np.ndarray:
 
     The last two axes are space. Normalised so that white noise of variance 1 has power 1 in every shell.
     """
+    total, count = _shells(u)
+    return total / count
+
+
+def _shells(u):
+    """The power in each shell, and how many modes it has."""
     u = np.asarray(u, np.float64)
     n, m = u.shape[-2:]
     power = (np.abs(np.fft.fft2(u)) ** 2 / (n * m)).reshape(-1, n * m).mean(0)
     k = np.hypot(np.fft.fftfreq(n)[:, None] * min(n, m), np.fft.fftfreq(m)[None] * min(n, m)).ravel()
     shell = np.rint(k).astype(int)
     keep = shell <= min(n, m) // 2
-    return np.bincount(shell[keep], power[keep]) / np.bincount(shell[keep])
+    return np.bincount(shell[keep], power[keep]), np.bincount(shell[keep])
 
 
-def spectrum_distance(a, b) -> float:
-    """Root mean square of the difference of log10 of two sets' radial spectra, the mean (shell 0) left out."""
+def spectrum_distance(a, b, share: float = 1.0) -> float:
+    """Root mean square of the difference of log10 of two sets' radial spectra, the mean (shell 0) left out.
+
+    All shells count alike, those with hardly any power too; share: only the strongest ones, which hold this share of
+    b's power.
+    """
     p, q = (np.log10(radial_power_spectrum(x)[1:] + 1e-12) for x in (a, b))
-    return float(np.sqrt(np.mean((p - q) ** 2)))
+    total = _shells(b)[0][1:]
+    order = np.argsort(total)[::-1]
+    held = np.cumsum(total[order]) / total.sum()
+    keep = order[: len(order) if share >= 1 else int(np.searchsorted(held, share)) + 1]
+    return float(np.sqrt(np.mean((p - q)[keep] ** 2)))
 
 
-__all__ = ["Classifier", "accuracy", "frechet_distance", "radial_power_spectrum", "spectrum_distance",
-           "train_classifier"]
+def power_difference(a, b) -> float:
+    """The share of b's power that a has in another shell, too much or too little: sum |P_a - P_b| / sum P_b.
+
+    The mean (shell 0) is left out.
+    """
+    p, q = (_shells(x)[0][1:] for x in (a, b))
+    return float(np.abs(p - q).sum() / q.sum())
+
+
+__all__ = ["Classifier", "accuracy", "frechet_distance", "power_difference", "radial_power_spectrum",
+           "spectrum_distance", "train_classifier"]

@@ -30,10 +30,10 @@ class Norm(nn.Module):
 class Block(nn.Module):
     """Residual block: norm, SiLU, convolution; norm with the time's scale and shift, SiLU, convolution."""
 
-    def __init__(self, ndim, width, out, embedding, dropout=0.0):
+    def __init__(self, ndim, width, out, embedding, dropout=0.0, padding="zeros"):
         super().__init__()
         self.first, self.second = Norm(width), Norm(out)
-        self.one, self.two = CONV[ndim](width, out, 3, padding=1), CONV[ndim](out, out, 3, padding=1)
+        self.one, self.two = (CONV[ndim](n, out, 3, padding=1, padding_mode=padding) for n in (width, out))
         self.condition = nn.Linear(embedding, 2 * out)
         self.dropout = nn.Dropout(dropout)
         self.skip = nn.Identity() if width == out else CONV[ndim](width, out, 1)
@@ -77,41 +77,43 @@ class UNet(nn.Module):
     blocks       residual blocks a level; attention: the levels with self-attention, such as (2,)
     classes      the condition is a class number (batch,); give one more than there are for "none"
     conditions   channels of a condition (batch, conditions, *space) that is laid beside x
+    periodic     whether the fields are: convolutions reach around the domain; else they see zeros behind its walls
     """
 
     def __init__(self, ndim: int = 2, channels: int = 1, *, out_channels: int | None = None, width: int = 64,
                  multipliers=(1, 2, 4), blocks: int = 2, attention=(), classes: int | None = None, conditions: int = 0,
-                 dropout: float = 0.0):
+                 dropout: float = 0.0, periodic: bool = False):
         super().__init__()
         if ndim not in CONV:
             raise ValueError(f"a U-Net has 1, 2 or 3 axes of space, not {ndim}")
         if classes and conditions:
             raise ValueError("a condition is either a class or fields, not both")
         self.ndim, self.channels, self.conditions, conv = ndim, channels, conditions, CONV[ndim]
+        padding = "circular" if periodic else "zeros"
         size = 4 * width
         self.width = width - width % 2
         self.embed = nn.Sequential(nn.Linear(self.width, size), nn.SiLU(), nn.Linear(size, size))
         self.classes = nn.Embedding(classes, size) if classes else None
-        self.begin = conv(channels + conditions, width, 3, padding=1)
+        self.begin = conv(channels + conditions, width, 3, padding=1, padding_mode=padding)
         widths = [width * m for m in multipliers]
         self.down, self.shrink, kept, now = nn.ModuleList(), nn.ModuleList(), [width], width
         for level, w in enumerate(widths):
             for _ in range(blocks):
-                self.down.append(_Stage(ndim, now, w, size, level in attention, dropout))
+                self.down.append(_Stage(ndim, now, w, size, level in attention, dropout, padding))
                 now = w
                 kept.append(w)
             last = level == len(widths) - 1
-            self.shrink.append(nn.Identity() if last else conv(w, w, 3, 2, 1))
+            self.shrink.append(nn.Identity() if last else conv(w, w, 3, 2, 1, padding_mode=padding))
             kept += [] if last else [w]
-        self.middle = _Stage(ndim, now, now, size, bool(attention), dropout)
+        self.middle = _Stage(ndim, now, now, size, bool(attention), dropout, padding)
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for level, w in reversed(list(enumerate(widths))):
             for _ in range(blocks + 1):
-                self.up.append(_Stage(ndim, now + kept.pop(), w, size, level in attention, dropout))
+                self.up.append(_Stage(ndim, now + kept.pop(), w, size, level in attention, dropout, padding))
                 now = w
-            self.grow.append(nn.Identity() if level == 0 else conv(w, w, 3, padding=1))
+            self.grow.append(nn.Identity() if level == 0 else conv(w, w, 3, padding=1, padding_mode=padding))
         self.levels, self.blocks = len(widths), blocks
-        self.norm, self.end = Norm(now), conv(now, out_channels or channels, 3, padding=1)
+        self.norm, self.end = Norm(now), conv(now, out_channels or channels, 3, padding=1, padding_mode=padding)
         nn.init.zeros_(self.end.weight)
         nn.init.zeros_(self.end.bias)
 
@@ -152,9 +154,9 @@ class UNet(nn.Module):
 class _Stage(nn.Module):
     """A block, and attention after it where asked."""
 
-    def __init__(self, ndim, width, out, embedding, attention, dropout):
+    def __init__(self, ndim, width, out, embedding, attention, dropout, padding):
         super().__init__()
-        self.block = Block(ndim, width, out, embedding, dropout)
+        self.block = Block(ndim, width, out, embedding, dropout, padding)
         self.attention = Attention(out) if attention else nn.Identity()
 
     def forward(self, x, e):

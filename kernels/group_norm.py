@@ -81,6 +81,7 @@ def reference_backward(u, cotangent, mean, rate, gain, bias, silu=True, out=None
 TILE = 1024  # numbers that are finished in L1 before they are written
 HELD = SECOND // 2  # bytes of a group whose slopes are kept in cache between the two sweeps of the backward pass
 MOST_FLOAT, MOST_DOUBLE = 87.0, 708.0  # beyond them exp(-|z|) is as good as zero, and hardly a normal number
+MODE = 2
 AROUND = THIRD  # bytes of input and result from which on the result goes past the caches
 
 _loop = njit(fastmath=FASTMATH, **FLAGS, **AS_PART)
@@ -157,7 +158,7 @@ def _put(out, t, lo, hi):
 
 
 @kernel()
-def run_forward(counter, u, gain, bias, residual, sizes, scrap, out, mean, rate, channels, points, silu, added, around):
+def run_forward(counter, u, gain, bias, residual, sizes, scrap, out, mean, rate, channels, points, silu, added, around, mode):
     """Worker: groups of `channels` channels of `points` points. sizes: chunk, rest, group, eps, 0, 1, as floats.
 
     `scrap` holds `TILE` numbers for each worker. `around`: results go to memory past the caches.
@@ -173,6 +174,9 @@ def run_forward(counter, u, gain, bias, residual, sizes, scrap, out, mean, rate,
         if g >= np.uint64(len(mean)):
             break
         first = g * channels
+        away = np.uint64(2) * group if mode & 4 else group
+        if added and mode & 1:
+            fetch(residual, first * points, first * points + group)
         m, squares = _mean_and_squares(u, first * points, first * points + group, sizes, zero)
         r = one / np.sqrt(squares / sizes[2] + eps)
         mean[g] = m
@@ -182,9 +186,10 @@ def run_forward(counter, u, gain, bias, residual, sizes, scrap, out, mean, rate,
             b, lo, end = bias[c] - a * m, c * points, (c + np.uint64(1)) * points
             while lo < end:
                 hi = min(lo + tile, end)
-                fetch(u, lo + group, hi + group)
+                fetch(u, lo + away, hi + away)
                 if added:
-                    fetch(residual, lo + tile, hi + tile)
+                    if mode & 2:
+                        fetch(residual, lo + tile, hi + tile)
                 if silu:
                     _silu(t, u, a, b, lo, hi, one, bounds, constants)
                 else:
@@ -236,11 +241,10 @@ def _finish(t, dz, into, u, m, k, k1, k2, lo, hi):
 
 @kernel()
 def run_backward(counter, u, cotangent, mean, rate, gain, bias, sizes, scrap, dx, dgain, dbias, channels, points, silu,
-                 around, held):
+                 around, held, mode):
     """Worker: as `run_forward`. `held`: the slopes of a group fit into `scrap`, `TILE` and a group for each worker."""
     wide_vectors()
     channels, points, tile = np.uint64(channels), np.uint64(points), np.uint64(TILE)
-    ahead = held
     zero, one, next_channel = sizes[4], sizes[5], np.uint64(1)
     bounds, constants = _constants(sizes)
     me, group = number_of(counter), channels * points
@@ -251,14 +255,15 @@ def run_backward(counter, u, cotangent, mean, rate, gain, bias, sizes, scrap, dx
         g = next_piece(counter, me, len(mean))
         if g >= np.uint64(len(mean)):
             break
+        away = np.uint64(2) * group if mode & 4 else group
         m, r, first, second = mean[g], rate[g], zero, zero
         begin = np.uint64(0) if held else g * group
         for c in range(g * channels, (g + next_channel) * channels):
             lo, hi = c * points, (c + next_channel) * points
             into = begin + (lo - g * group)
-            if ahead:
-                fetch(u, lo + group, hi + group)
-                fetch(cotangent, lo + group, hi + group)
+            if silu:
+                fetch(u, lo + away, hi + away)
+                fetch(cotangent, lo + away, hi + away)
             if silu:
                 one_sum, x_sum = _slope(slopes, into, u, cotangent, m, gain[c] * r, bias[c], lo, hi, zero, one, bounds,
                                         constants)
@@ -273,9 +278,9 @@ def run_backward(counter, u, cotangent, mean, rate, gain, bias, sizes, scrap, dx
             lo, end = c * points, (c + next_channel) * points
             while lo < end:
                 hi = min(lo + tile, end)
-                if not ahead:
-                    fetch(u, lo + group, hi + group)
-                    fetch(cotangent, lo + group, hi + group)
+                if not silu:
+                    fetch(u, lo + away, hi + away)
+                    fetch(cotangent, lo + away, hi + away)
                 _finish(t, slopes, begin + (lo - g * group), u, m, r * gain[c], first, second, lo, hi)
                 if around:
                     stream(dx, lo, t, np.uint64(0), hi - lo)
@@ -312,6 +317,28 @@ def check_groups(channels: int, groups: int) -> None:
                          f"{', '.join(map(str, fits))}")
 
 
+def affine(weight, bias, scale, shift) -> tuple:
+    """gain and bias of weight n (1 + scale) + bias (1 + scale) + shift, arrays or tensors; a part may be None."""
+    gain, offset = 1 if weight is None else weight, 0 if bias is None else bias
+    if scale is not None:
+        more = 1 + scale
+        gain, offset = more if weight is None else gain * more, offset * more
+    return gain, offset if shift is None else offset + shift
+
+
+def affine_backward(dgain, dbias, weight, bias, scale, shift) -> tuple:
+    """Cotangents of what `affine` was given, from those of its results (B, C)."""
+    more = None if scale is None else 1 + scale
+    to_weight, to_bias = ((d if more is None else d * more).sum(0) if part is not None else None
+                          for d, part in ((dgain, weight), (dbias, bias)))
+    if scale is None:
+        to_scale = None
+    else:
+        to_scale = dgain if weight is None else dgain * weight
+        to_scale = to_scale if bias is None else to_scale + dbias * bias
+    return to_weight, to_bias, to_scale, None if shift is None else dbias
+
+
 def _sizes(channels, points, eps, dtype):
     """What the compiled code wants to know as floats: chunk, rest, numbers of a group, eps, 0, 1; then of exp."""
     n = channels * points
@@ -334,7 +361,7 @@ def cpu(u, gain, bias, groups, eps, silu=True, residual=None, out=None, threads=
     sizes, there = _sizes(channels, points, eps, dtype), [o.reshape(-1) for o in out]
     workers, around = workers_for(len(u) * groups, u.size, threads), 2 * u.nbytes >= AROUND
     scrap = scratch(workers * TILE, dtype)
-    run(forward_together, (counters(workers), x, a, b, r, sizes, scrap, *there, channels, points, silu, added, around),
+    run(forward_together, (counters(workers), x, a, b, r, sizes, scrap, *there, channels, points, silu, added, around, MODE),
         workers)
     return out
 
@@ -348,7 +375,7 @@ def backward(u, cotangent, mean, rate, gain, bias, silu=True, out=None, threads=
     sizes, there = _sizes(channels, points, 0, dtype), [o.reshape(-1) for o in out]
     workers, held = workers_for(mean.size, u.size, threads), channels * points * dtype.itemsize <= HELD
     scrap = scratch(workers * (TILE + (channels * points if held else 0)), dtype)
-    flags = channels, points, silu, 2 * u.nbytes >= AROUND, held
+    flags = channels, points, silu, 2 * u.nbytes >= AROUND, held, MODE
     run(backward_together, (counters(workers), *given, sizes, scrap, *there, *flags), workers)
     return out
 

@@ -107,6 +107,22 @@ def power(x, p) -> Any:
         np.result_type(x))[()]
 
 
+def exp_minus(x, constants) -> Any:
+    """exp(-x) for |x| <= 87, with `exp_minus_constants` as a tuple of floats of x's type.
+
+    For long loops: constants that come as values stay in registers, those written in code are read again for each
+    vector. One step of reduction, a polynomial, and the power of two added to the exponent: at most 2 units in the
+    last place, 1.5 for |x| < 30. float64 is `exp`.
+    """
+    return np.exp(-x)
+
+
+def exp_minus_constants() -> tuple[float, ...]:
+    """log2(e) negated, what rounds, ln 2, and the polynomial of exp(-x) from its constant on."""
+    return (-1.4426950408889634, 1.5 * 2.0**23, 0.6931471805599453, 1.0, -0.9999997071728319, 0.4999914949690384,
+            -0.1666763623059173, 0.041897933911257235, -0.008290314046583877)
+
+
 # -- bits -----------------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +190,18 @@ def _with_sign(typingctx, size, sign):
         return builder.bitcast(builder.or_(size, sign), args[0].type)
 
     return size(size, size), codegen
+
+
+@intrinsic
+def _scaled(typingctx, x, t):
+    """x 2**n for t as in `_two_to`, where x and the product are normal numbers."""
+
+    def codegen(context, builder, sig, args):
+        kind, mantissa, _ = _layout(sig.args[0])
+        power = builder.shl(builder.bitcast(args[1], kind), ir.Constant(kind, mantissa))
+        return builder.bitcast(builder.add(builder.bitcast(args[0], kind), power), args[0].type)
+
+    return x(x, x), codegen
 
 
 @intrinsic
@@ -568,5 +596,22 @@ def _power_cuda(x, p):
         return lambda x, p: math.pow(x, p)
 
 
-__all__ = ["cbrt", "cos", "cosh", "erf", "exp", "log", "power", "select", "sigmoid", "sin", "sinh", "sqrt", "tan",
+@overload_part(exp_minus, cuda=False, **_OPTIONS)
+def _exp_minus(x, constants):
+    if x == types.float64:
+        wide = _made(exp, np.float64)
+        return lambda x, constants: wide(-x)
+
+    def narrow(x, constants):
+        inline_here()
+        down, magic, ln2, c0, c1, c2, c3, c4, c5 = constants
+        t = x * down + magic
+        r = x + (t - magic) * ln2
+        return _scaled(c0 + r * (c1 + r * (c2 + r * (c3 + r * (c4 + r * c5)))), t)
+
+    return narrow
+
+
+__all__ = ["cbrt", "cos", "cosh", "erf", "exp", "exp_minus", "exp_minus_constants",
+           "log", "power", "select", "sigmoid", "sin", "sinh", "sqrt", "tan",
            "tanh"]

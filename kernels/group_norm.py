@@ -23,7 +23,7 @@ from numba import njit
 from fastdiff.kernels import _cuda
 from fastdiff.kernels._contract import Kernel, Launch
 from fastdiff.kernels._jit import FASTMATH, FLAGS, inner, kernel, wide_vectors
-from fastdiff.kernels._math import exp
+from fastdiff.kernels._math import exp_minus, exp_minus_constants, select
 from fastdiff.kernels._part import AS_PART
 from fastdiff.kernels._pointwise import CHUNK, dtype_of, flat, launch, like, line, workers_for
 from fastdiff.kernels._run import SECOND, THIRD
@@ -80,8 +80,11 @@ def reference_backward(u, cotangent, mean, rate, gain, bias, silu=True, out=None
 
 TILE = 1024  # numbers that are finished in L1 before they are written
 HELD = SECOND // 2  # bytes of a group whose slopes are kept in cache between the two sweeps of the backward pass
+MOST_FLOAT, MOST_DOUBLE = 87.0, 708.0  # beyond them exp(-|z|) is as good as zero, and hardly a normal number
+MODE = 2
 AROUND = THIRD  # bytes of input and result from which on the result goes past the caches
 
+_loop = njit(fastmath=FASTMATH, **FLAGS, **AS_PART)
 _sum = njit(fastmath={*FASTMATH, "reassoc"}, **FLAGS, **AS_PART)  # one order, fixed when compiled; NaN stays visible
 
 
@@ -122,13 +125,21 @@ def _mean_and_squares(u, lo, hi, sizes, zero):
 
 
 @inner
-def _silu(t, u, a, b, lo, hi, one):
+def _constants(sizes):
+    """What the loops with an exponential hold in registers: bounds of its argument, and its constants."""
+    return (-sizes[6], sizes[6]), (sizes[7], sizes[8], sizes[9], sizes[10], sizes[11], sizes[12], sizes[13], sizes[14],
+                                   sizes[15])
+
+
+@_loop
+def _silu(t, u, a, b, lo, hi, one, bounds, constants):
     for i in range(lo, hi):
         z = a * u[i] + b
-        t[i - lo] = z / (one + exp(-z))
+        z = select(z < bounds[0], bounds[0], z)
+        t[i - lo] = z / (one + exp_minus(select(z > bounds[1], bounds[1], z), constants))
 
 
-@inner
+@_loop
 def _linear(t, u, a, b, lo, hi):
     for i in range(lo, hi):
         t[i - lo] = a * u[i] + b
@@ -147,7 +158,7 @@ def _put(out, t, lo, hi):
 
 
 @kernel()
-def run_forward(counter, u, gain, bias, residual, sizes, scrap, out, mean, rate, channels, points, silu, added, around):
+def run_forward(counter, u, gain, bias, residual, sizes, scrap, out, mean, rate, channels, points, silu, added, around, mode):
     """Worker: groups of `channels` channels of `points` points. sizes: chunk, rest, group, eps, 0, 1, as floats.
 
     `scrap` holds `TILE` numbers for each worker. `around`: results go to memory past the caches.
@@ -155,6 +166,7 @@ def run_forward(counter, u, gain, bias, residual, sizes, scrap, out, mean, rate,
     wide_vectors()
     channels, points, tile = np.uint64(channels), np.uint64(points), np.uint64(TILE)
     eps, zero, one = sizes[3], sizes[4], sizes[5]
+    bounds, constants = _constants(sizes)
     me, group = number_of(counter), channels * points
     t = scrap[me * TILE : (me + 1) * TILE]
     while True:
@@ -162,6 +174,9 @@ def run_forward(counter, u, gain, bias, residual, sizes, scrap, out, mean, rate,
         if g >= np.uint64(len(mean)):
             break
         first = g * channels
+        away = np.uint64(2) * group if mode & 4 else group
+        if added and mode & 1:
+            fetch(residual, first * points, first * points + group)
         m, squares = _mean_and_squares(u, first * points, first * points + group, sizes, zero)
         r = one / np.sqrt(squares / sizes[2] + eps)
         mean[g] = m
@@ -171,11 +186,12 @@ def run_forward(counter, u, gain, bias, residual, sizes, scrap, out, mean, rate,
             b, lo, end = bias[c] - a * m, c * points, (c + np.uint64(1)) * points
             while lo < end:
                 hi = min(lo + tile, end)
-                fetch(u, lo + group, hi + group)
+                fetch(u, lo + away, hi + away)
                 if added:
-                    fetch(residual, lo + tile, hi + tile)
+                    if mode & 2:
+                        fetch(residual, lo + tile, hi + tile)
                 if silu:
-                    _silu(t, u, a, b, lo, hi, one)
+                    _silu(t, u, a, b, lo, hi, one, bounds, constants)
                 else:
                     _linear(t, u, a, b, lo, hi)
                 if added:
@@ -190,45 +206,47 @@ def run_forward(counter, u, gain, bias, residual, sizes, scrap, out, mean, rate,
 
 
 @_sum
-def _slope(dz, into, u, g, m, r, a, b, lo, hi, zero, one):
-    """dz to dz[into:], and its sums with 1 and xn."""
+def _slope(dz, into, u, g, m, a, b, lo, hi, zero, one, bounds, constants):
+    """dz to dz[into:], and its sums with 1 and u - m."""
     first, second = zero, zero
     for i in range(lo, hi):
-        xn = (u[i] - m) * r
-        z = a * xn + b
-        s = one / (one + exp(-z))
-        d = g[i] * (s * (one + z * (one - s)))
+        x = u[i] - m
+        z = a * x + b
+        z = select(z < bounds[0], bounds[0], z)
+        s = one / (one + exp_minus(select(z > bounds[1], bounds[1], z), constants))
+        d = (g[i] * s) * (one + z * (one - s))
         dz[into + (i - lo)] = d
         first += d
-        second += d * xn
+        second += d * x
     return first, second
 
 
 @_sum
-def _slope_linear(dz, into, u, g, m, r, lo, hi, zero):
+def _slope_linear(dz, into, u, g, m, lo, hi, zero):
     first, second = zero, zero
     for i in range(lo, hi):
         d = g[i]
         dz[into + (i - lo)] = d
         first += d
-        second += d * ((u[i] - m) * r)
+        second += d * (u[i] - m)
     return first, second
 
 
-@inner
-def _finish(t, dz, into, u, m, r, k, k1, k2, lo, hi):
-    """t = r (gain dz - k1 - xn k2)."""
+@_loop
+def _finish(t, dz, into, u, m, k, k1, k2, lo, hi):
+    """t = gain dz - k1 - (u - m) k2, all three with the rate in them, k2 with its square."""
     for i in range(lo, hi):
-        t[i - lo] = (k * dz[into + (i - lo)] - k1) - ((u[i] - m) * r) * k2
+        t[i - lo] = (k * dz[into + (i - lo)] - k1) - (u[i] - m) * k2
 
 
 @kernel()
 def run_backward(counter, u, cotangent, mean, rate, gain, bias, sizes, scrap, dx, dgain, dbias, channels, points, silu,
-                 around, held):
+                 around, held, mode):
     """Worker: as `run_forward`. `held`: the slopes of a group fit into `scrap`, `TILE` and a group for each worker."""
     wide_vectors()
     channels, points, tile = np.uint64(channels), np.uint64(points), np.uint64(TILE)
     zero, one, next_channel = sizes[4], sizes[5], np.uint64(1)
+    bounds, constants = _constants(sizes)
     me, group = number_of(counter), channels * points
     size = np.int64(TILE) + (np.int64(group) if held else np.int64(0))
     t = scrap[me * size : me * size + TILE]
@@ -237,27 +255,33 @@ def run_backward(counter, u, cotangent, mean, rate, gain, bias, sizes, scrap, dx
         g = next_piece(counter, me, len(mean))
         if g >= np.uint64(len(mean)):
             break
+        away = np.uint64(2) * group if mode & 4 else group
         m, r, first, second = mean[g], rate[g], zero, zero
         begin = np.uint64(0) if held else g * group
         for c in range(g * channels, (g + next_channel) * channels):
             lo, hi = c * points, (c + next_channel) * points
             into = begin + (lo - g * group)
             if silu:
-                one_sum, xn_sum = _slope(slopes, into, u, cotangent, m, r, gain[c], bias[c], lo, hi, zero, one)
+                fetch(u, lo + away, hi + away)
+                fetch(cotangent, lo + away, hi + away)
+            if silu:
+                one_sum, x_sum = _slope(slopes, into, u, cotangent, m, gain[c] * r, bias[c], lo, hi, zero, one, bounds,
+                                        constants)
             else:
-                one_sum, xn_sum = _slope_linear(slopes, into, u, cotangent, m, r, lo, hi, zero)
+                one_sum, x_sum = _slope_linear(slopes, into, u, cotangent, m, lo, hi, zero)
             dbias[c] = one_sum
-            dgain[c] = xn_sum
+            dgain[c] = x_sum * r
             first += gain[c] * one_sum
-            second += gain[c] * xn_sum
-        first, second = r * (first / sizes[2]), r * (second / sizes[2])
+            second += gain[c] * dgain[c]
+        first, second = r * (first / sizes[2]), (r * r) * (second / sizes[2])
         for c in range(g * channels, (g + next_channel) * channels):
             lo, end = c * points, (c + next_channel) * points
             while lo < end:
                 hi = min(lo + tile, end)
-                fetch(u, lo + group, hi + group)
-                fetch(cotangent, lo + group, hi + group)
-                _finish(t, slopes, begin + (lo - g * group), u, m, r, r * gain[c], first, second, lo, hi)
+                if not silu:
+                    fetch(u, lo + away, hi + away)
+                    fetch(cotangent, lo + away, hi + away)
+                _finish(t, slopes, begin + (lo - g * group), u, m, r * gain[c], first, second, lo, hi)
                 if around:
                     stream(dx, lo, t, np.uint64(0), hi - lo)
                 else:
@@ -293,10 +317,33 @@ def check_groups(channels: int, groups: int) -> None:
                          f"{', '.join(map(str, fits))}")
 
 
+def affine(weight, bias, scale, shift) -> tuple:
+    """gain and bias of weight n (1 + scale) + bias (1 + scale) + shift, arrays or tensors; a part may be None."""
+    gain, offset = 1 if weight is None else weight, 0 if bias is None else bias
+    if scale is not None:
+        more = 1 + scale
+        gain, offset = more if weight is None else gain * more, offset * more
+    return gain, offset if shift is None else offset + shift
+
+
+def affine_backward(dgain, dbias, weight, bias, scale, shift) -> tuple:
+    """Cotangents of what `affine` was given, from those of its results (B, C)."""
+    more = None if scale is None else 1 + scale
+    to_weight, to_bias = ((d if more is None else d * more).sum(0) if part is not None else None
+                          for d, part in ((dgain, weight), (dbias, bias)))
+    if scale is None:
+        to_scale = None
+    else:
+        to_scale = dgain if weight is None else dgain * weight
+        to_scale = to_scale if bias is None else to_scale + dbias * bias
+    return to_weight, to_bias, to_scale, None if shift is None else dbias
+
+
 def _sizes(channels, points, eps, dtype):
-    """What the compiled code wants to know as floats: chunk, rest, numbers of a group, eps, 0, 1."""
+    """What the compiled code wants to know as floats: chunk, rest, numbers of a group, eps, 0, 1; then of exp."""
     n = channels * points
-    return np.array([CHUNK, n % CHUNK or CHUNK, n, eps, 0, 1], dtype)
+    most = MOST_FLOAT if np.dtype(dtype) == np.float32 else MOST_DOUBLE
+    return np.array([CHUNK, n % CHUNK or CHUNK, n, eps, 0, 1, most, *exp_minus_constants()], dtype)
 
 
 def _counts(shape, groups):
@@ -314,7 +361,7 @@ def cpu(u, gain, bias, groups, eps, silu=True, residual=None, out=None, threads=
     sizes, there = _sizes(channels, points, eps, dtype), [o.reshape(-1) for o in out]
     workers, around = workers_for(len(u) * groups, u.size, threads), 2 * u.nbytes >= AROUND
     scrap = scratch(workers * TILE, dtype)
-    run(forward_together, (counters(workers), x, a, b, r, sizes, scrap, *there, channels, points, silu, added, around),
+    run(forward_together, (counters(workers), x, a, b, r, sizes, scrap, *there, channels, points, silu, added, around, MODE),
         workers)
     return out
 
@@ -328,7 +375,7 @@ def backward(u, cotangent, mean, rate, gain, bias, silu=True, out=None, threads=
     sizes, there = _sizes(channels, points, 0, dtype), [o.reshape(-1) for o in out]
     workers, held = workers_for(mean.size, u.size, threads), channels * points * dtype.itemsize <= HELD
     scrap = scratch(workers * (TILE + (channels * points if held else 0)), dtype)
-    flags = channels, points, silu, 2 * u.nbytes >= AROUND, held
+    flags = channels, points, silu, 2 * u.nbytes >= AROUND, held, MODE
     run(backward_together, (counters(workers), *given, sizes, scrap, *there, *flags), workers)
     return out
 

@@ -5,6 +5,7 @@ See the kernels' files for the equations: noise.py, sampler.py, group_norm.py, t
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd import Function
 
@@ -328,6 +329,55 @@ class _GroupNorm(Function):
         return tuple(o.reshape(info.batch_size, -1, *o.shape[1:]) for o in out), (0, 0, 0)
 
 
+def _by_sample(u, gain, offset):
+    """Gain and offset of each channel of each sample of u: contiguous arrays (B, C)."""
+    empty = np.empty((2, *u.shape[:2]), u.dtype)
+    empty[0], empty[1] = gain, offset
+    return empty[0], empty[1]
+
+
+class _DirectNorm(Function):
+    """All of `group_norm` in one node, without the dispatcher, for plain tensors on the CPU.
+
+    The kernels have emptied the caches: each small operation around them then takes as long as one of 100 KB.
+    """
+
+    @staticmethod
+    def forward(ctx, u, weight, bias, scale, shift, residual, groups, eps, silu):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, *parts = arrays(u, weight, bias, scale, shift)
+        gain, offset = _by_sample(x, *_group_norm.affine(*parts))
+        y, (mean, rate) = _like(u), np.empty((2, len(x), groups), x.dtype)
+        _group_norm.cpu(x, gain, offset, groups, eps, silu, array(residual), out=(y.numpy(), mean, rate))
+        ctx.save_for_backward(u, weight, bias, scale)
+        ctx.kept = mean, rate, gain, offset, silu, shift, residual is not None
+        return y
+
+    @staticmethod
+    def backward(ctx, g):  # pyright: ignore[reportIncompatibleMethodOverride]
+        u, *parts = ctx.saved_tensors
+        *numbers, silu, shift, added = ctx.kept
+        if torch.is_grad_enabled() or not plain(g):  # derivatives of this, or many at once
+            du, *found = _NormBackward.apply(u, g, *map(torch.from_numpy, numbers), silu)
+            found = _group_norm.affine_backward(*found, *parts, shift)
+        else:
+            x, *given = arrays(u, *parts)
+            slopes, du = np.empty((2, *x.shape[:2]), x.dtype), _like(u)
+            _group_norm.backward(x, array(g), *numbers, silu, out=(du.numpy(), *slopes))
+            found = (d if d is None else torch.from_numpy(d)
+                     for d in _group_norm.affine_backward(*slopes, *given, shift))
+        return du, *found, g if added else None, None, None, None
+
+
+def _direct(u, *parts):
+    """Whether `_DirectNorm` may take these: plain tensors of one dtype on the CPU, nothing traced or transformed."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return False
+    return all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.is_cpu and t.dtype == u.dtype
+               for t in (u, *parts) if t is not None)
+
+
 def group_norm(u, groups: int, weight=None, bias=None, scale=None, shift=None, residual=None, *, silu: bool = False,
                eps: float = 1e-5):
     """silu(GroupNorm(u) (1 + scale) + shift) + residual, fused; every part but the norm may be left out.
@@ -340,12 +390,10 @@ def group_norm(u, groups: int, weight=None, bias=None, scale=None, shift=None, r
     _group_norm.check_groups(u.shape[1], groups)
     if residual is not None:
         _check_alike(u, residual, "residual")
-    gain = u.new_ones(u.shape[1]) if weight is None else weight
-    offset = torch.zeros_like(gain) if bias is None else bias
-    if scale is not None:
-        gain, offset = gain * (1 + scale), offset * (1 + scale)
-    if shift is not None:
-        offset = offset + shift
+    if _direct(u, weight, bias, scale, shift, residual):
+        return _DirectNorm.apply(u, weight, bias, scale, shift, residual, groups, eps, silu)
+    gain, offset = (k if isinstance(k, torch.Tensor) else u.new_full((1,), k)
+                    for k in _group_norm.affine(weight, bias, scale, shift))
     shape = u.shape[:2]
     return _GroupNorm.apply(u, gain.expand(shape), offset.expand(shape), residual, groups, eps, silu)[0]
 

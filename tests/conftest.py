@@ -10,6 +10,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 
 
+if SIMULATED:
+    from _simulator import install
+
+    install()
+
+
 def cuda_ready() -> bool:
     """Whether CUDA kernels can run in this process: in the simulator, or on a GPU."""
     if SIMULATED:

@@ -256,6 +256,38 @@ def test_bad_input_is_refused(rng):
         march_cuda(rule, u.astype(np.float32), edges, 3)
 
 
+RACE = """
+def shift(x, y):
+    i, n = cuda.threadIdx.x, cuda.blockDim.x
+    shared = cuda.shared.array(8, float64)
+    shared[i] = 0
+    cuda.syncthreads()
+    shared[i] = x[i]
+    cuda.syncthreads()
+    y[i] = shared[(i + BY) % n]
+"""
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not SIMULATED, reason="on a GPU a race may go well")
+@pytest.mark.parametrize("by", [-1, 1])
+def test_the_simulator_sees_a_missing_barrier(by, rng):
+    """Whichever neighbour is read: no order of the threads hides it for long."""
+    from numba import cuda, float64
+
+    def shifted(source):
+        scope = {"cuda": cuda, "float64": float64}
+        exec(source.replace("BY", str(by)), scope)
+        y = np.full(8, np.nan)
+        cuda.jit(scope["shift"])[1, 8](x, y)
+        return y
+
+    x = rng.random(8)
+    barriers = RACE.split("    cuda.syncthreads()\n")
+    assert (shifted(RACE) == np.roll(x, -by)).all()
+    assert (shifted(barriers[0] + "    cuda.syncthreads()\n" + "".join(barriers[1:])) != np.roll(x, -by)).any()
+
+
 # -- without CUDA ------------------------------------------------------------------------------------------------------
 
 

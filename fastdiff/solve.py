@@ -333,12 +333,14 @@ def _adapted(problem, run, rtol, progress):
 
 
 def _grown(problem, stuck):
-    """Raise Diverged if a field that no step is small enough for has grown out of all proportion."""
+    """Raise Diverged if a field that no step is small enough for becomes singular, or has grown out of proportion."""
     field, start = abs(_host(stuck.field)), abs(_host(problem.state.data)).max()
-    bad = np.unravel_index(np.argmax(field), field.shape)
-    if field[bad] > 1e3 * max(start, 1e-300):
+    bad = np.unravel_index(np.argmax(abs(_host(stuck.error)) if stuck.approached else field), field.shape)
+    if stuck.approached or field[bad] > 1e3 * start > 0:
         where = f" of sample {bad[0]}" if problem.state.batched else ""
-        raise Diverged(f"{problem.equation.names[bad[1]]} grows without bound: it was {field[bad]:.3g} in size at "
+        raise Diverged(f"{problem.equation.names[bad[1]]} "
+                       f"{'grows without bound' if field[bad] > start else 'changes faster and faster'}: it was "
+                       f"{field[bad]:.3g} in size at "
                        f"{tuple(map(int, bad[2:]))}{where} at t = {stuck.t:.8g}, and no step was small enough to go on"
                        ) from stuck
 

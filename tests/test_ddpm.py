@@ -475,3 +475,13 @@ def test_data_out_of_range_is_told_once():
         warnings.simplefilter("error")
         model.loss(torch.tensor([[0.0, 255.0, 3.0]]))
         DDPM(zero, (3,), data_range=None).loss(torch.tensor([[0.0, 255.0, 3.0]]))
+
+
+@pytest.mark.parametrize(("x", "kind"), [(np.zeros((3, 1, 8, 8)), "ndarray"),
+                                         (torch.zeros(3, 1, 8, 8, dtype=torch.int64), "torch.int64"),
+                                         (torch.zeros(3, 1, 8, 8, dtype=torch.float16), "torch.float16")],
+                         ids=["numpy", "int", "half"])
+def test_data_of_other_kinds_says_what_to_do(x, kind):
+    ddpm = DDPM(torch.nn.Identity(), (1, 8, 8))
+    with pytest.raises(TypeError, match=rf"data is a torch tensor of float32 or float64, not {kind}: pass torch"):
+        ddpm.loss(x)

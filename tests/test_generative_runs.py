@@ -73,6 +73,52 @@ def test_a_folder_of_another_run_is_refused(data, tmp_path):
         load("nowhere.h5")
 
 
+class Planted:
+    """Runs when it is unpickled, as code in a checkpoint of somebody else would."""
+
+    def __reduce__(self):
+        return print, ("it ran",)
+
+
+def test_a_checkpoint_that_is_none_is_refused(data, tmp_path, capsys):
+    run = Run(tmp_path, settings(), data)
+    run.train(1)
+    whole = run.file.read_bytes()
+    for spoil in (lambda: run.file.write_bytes(whole[:1000]), lambda: run.file.write_bytes(b"not a checkpoint"),
+                  lambda: torch.save({"settings": Planted()}, run.file), lambda: torch.save({"a": 1}, run.file)):
+        spoil()
+        with pytest.raises(ValueError, match="checkpoint.pt is no checkpoint of fastdiff train ddpm, or a damaged one"):
+            Run(tmp_path)
+    assert "it ran" not in capsys.readouterr().out
+    run.file.write_bytes(whole)
+    shape, labels = (Data(torch.zeros(4, n, 8, 8), torch.arange(4) % k, np.zeros(n), np.ones(n))
+                     for n, k in ((2, 2), (1, 4)))
+    for other, words in ((shape, "is of another model"), (labels, "was trained on data of another shape")):
+        with pytest.raises(ValueError, match=words) as refused:
+            Run(tmp_path, settings(), other)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="batch must be at least 1, not 0"):
+        settings(batch=0)
+
+
+def test_bad_requests_for_samples_are_refused_before_any_is_drawn(data, tmp_path, monkeypatch):
+    Run(tmp_path, settings(), data).train(1)
+    Run(tmp_path / "vae", settings(model="vae"), data).train(1)
+    monkeypatch.setattr("fastdiff.nn.runs.load", lambda *a: data)
+    monkeypatch.setattr(torch.nn.Module, "__call__", lambda *a: pytest.fail("it was drawn"))
+    for folder, given, words in (
+            (tmp_path, ["--steps", "0"], "a sampler takes between 1 and 20 steps, got 0"),
+            (tmp_path, ["--out", str(tmp_path / "a.txt")], "samples are written as .npy"),
+            (tmp_path, ["--out", str(tmp_path / "no" / "a.npy")], "does not exist: make it first"),
+            (tmp_path / "vae", ["--method", "ddim"], "which has one way to draw samples: leave out --method"),
+            (tmp_path / "none", [], "does not exist: train a run with fastdiff train ddpm --out")):
+        said = CliRunner().invoke(app, ["sample", str(folder), *given])
+        assert said.exit_code == 1 and words in " ".join(said.output.split()), said.output
+    said = CliRunner().invoke(app, ["train", "ddpm", "--epochs", "0", "--out", str(tmp_path / "new")])
+    assert said.exit_code == 1 and "epochs must be at least 1, not 0" in said.output
+    assert not (tmp_path / "new").exists()
+
+
 def test_digits_from_the_command_line(tmp_path):
     pytest.importorskip("sklearn")
     folder = tmp_path / "run"
@@ -102,6 +148,8 @@ def test_fields_of_our_generator(tmp_path):
     assert run.model.network.begin.padding_mode == "zeros" and not any(run.model.blur.grid.periodic)  # it has walls
     raw = fd.data.open(path)[0]["fields"][1].numpy()
     np.testing.assert_allclose(run.data.back(run.data.x[:1])[0], raw, atol=1e-5 * np.abs(raw).max())
+    with pytest.raises(ValueError, match="has 3 frames, 0 to 2, not a frame 3"):
+        load(str(path), 3)
 
 
 def test_texts_of_a_data_set_are_its_labels(tmp_path):

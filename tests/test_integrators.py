@@ -265,6 +265,33 @@ def test_methods_say_where_they_do_not_apply():
         fd.solve(fd.Heat(), u0, grid, 1.0, method="rk4", dt=0.1)
 
 
+@pytest.mark.parametrize("method", ["auto", "rk23", "rkl2"])
+def test_what_is_switched_on_and_off_is_followed(method):
+    """A heater: the mean rises by its power times its time, wherever steps begin and end."""
+    grid = fd.Grid(32, centering="cells")
+    u0 = np.sin(np.pi * grid.points(0))
+    for source, rise in (("step(t - 0.05)", 0.05), ("3*step(t - 0.0333)*step(0.0777 - t)", 3 * 0.0444)):
+        found = fd.solve(fd.Heat(0.1, source=source), u0, grid, 0.1, method=method)
+        assert abs(found.final.mean() - u0.mean() - rise) < 1e-4 * found.final.mean(), source
+
+
+@pytest.mark.parametrize("method", ["rk23", "rkl2"])
+def test_a_wall_that_jumps_is_followed(method):
+    grid, u0 = fd.Grid(33), np.zeros(33)
+    late = fd.solve(fd.Heat(0.1), u0, grid, 0.1, method=method, boundary={"x": (fd.Dirichlet("step(t - 0.05)"), None)})
+    soon = fd.solve(fd.Heat(0.1), u0, grid, 0.05, method=method, boundary={"x": (fd.Dirichlet(1.0), None)})
+    assert np.linalg.norm(late.final - soon.final) < 2e-4 * np.linalg.norm(soon.final)
+
+
+@pytest.mark.parametrize(("reaction", "words"), [("u**3", "grows without bound"), ("exp(u)", "grows without bound"),
+                                                 ("-1/u", "changes faster and faster")])
+def test_fields_that_become_singular_say_where(reaction, words):
+    u0 = np.full((2, 16), 0.5 if reaction != "-1/u" else 9.0)
+    u0[1, 11] = 3.0
+    with pytest.raises(fd.Diverged, match=rf"u {words}.* at \(11,\) of sample 1|u became .* at \(11,\) of sample 1"):
+        fd.solve(fd.ReactionDiffusion(0.0, {"u": reaction}), u0, fd.Grid(16), 5.0, method="rk23")
+
+
 def test_a_formula_that_holds_the_field_at_its_jump_says_what_to_do():
     """Below 1/2 it drives up, above it drives down: there is no smooth solution to follow."""
     switch = fd.ReactionDiffusion(0.0, {"u": "where(u < 0.5, 1, -1)"})

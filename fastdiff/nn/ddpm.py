@@ -142,6 +142,10 @@ class DDPM(nn.Module):
         return self.network(x, t) if condition is None else self.network(x, t, condition)
 
     def _check(self, x):
+        if not isinstance(x, torch.Tensor) or x.dtype not in (torch.float32, torch.float64):
+            kind = str(x.dtype) if isinstance(x, torch.Tensor) else type(x).__name__
+            raise TypeError(f"data is a torch tensor of float32 or float64, not {kind}: pass "
+                            "torch.as_tensor(data).float()")
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"data has shape {tuple(x.shape)}; expected (batch, {', '.join(map(str, self.shape))})")
         if self._looked or not x.numel():
@@ -197,7 +201,7 @@ class DDPM(nn.Module):
         if method not in METHODS:
             raise ValueError(f"unknown sampler {method!r}; known: {', '.join(METHODS)}")
         T = self.schedule.steps
-        steps = steps or (T if T and method == "ddpm" else 20)
+        steps = (T if T and method == "ddpm" else 20) if steps is None else steps
         spacing = spacing or ("linspace" if method == "dpm++" else "leading")
         path = self.schedule.path(steps, spacing)
         return plan(method, path, self.prediction, self.clip if clip == "default" else clip, eta, guidance)

@@ -38,6 +38,9 @@ class Settings:
     def __post_init__(self):
         if self.model not in MODELS:
             raise ValueError(f"unknown model {self.model!r}; known: {', '.join(MODELS)}")
+        for name in ("width", "levels", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.rate is None:
             object.__setattr__(self, "rate", RATES.get(self.model, 2e-3))
 
@@ -84,6 +87,9 @@ def load(name: str, frame: int = -1) -> Data:
         from fastdiff import data
 
         found = data.open(name)
+        frames = len(found[0]["fields"])
+        if not -frames <= frame < frames:
+            raise ValueError(f"{name} has {frames} frames, 0 to {frames - 1}, not a frame {frame}")
         x = np.stack([found[i]["fields"][frame].numpy() for i in range(len(found))])
         labels, names = _labels(found)
         periodic = bool(np.all(found.attributes.get("grid_periodic", False)))
@@ -152,10 +158,22 @@ class Run:
         return self.folder / "checkpoint.pt"
 
     def _read(self):
-        return torch.load(self.file, weights_only=False) if self.file.exists() else None
+        if not self.file.exists():
+            return None
+        try:  # numbers and texts alone: a checkpoint of others runs nothing
+            found = torch.load(self.file, weights_only=True)
+            Settings(**found["settings"])
+        except Exception as error:
+            raise ValueError(f"{self.file} is no checkpoint of fastdiff train ddpm, or a damaged one: delete it, or "
+                             "choose another folder") from error
+        return found
 
     def _restore(self, found):
-        self.model.load_state_dict(found["model"])
+        try:
+            self.model.load_state_dict(found["model"])
+        except RuntimeError as error:
+            raise ValueError(f"{self.file} was trained on data of another shape or other labels than "
+                             f"{self.settings.data} has now: choose another folder") from error
         self.optimiser.load_state_dict(found["optimiser"])
         self.ema.load_state_dict(found["ema"])
         self.epoch, self.losses = found["epoch"], found["losses"]

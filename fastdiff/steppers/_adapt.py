@@ -4,6 +4,9 @@ The estimate of a step of length h is kept below rtol h / t_end, relative to the
 add up to rtol at most, as far as the equation does not amplify them; rounding, ROUNDING eps a step, is let pass. h
 changes by 0.8 (allowed/estimate)^(1/p), p the order of the method: per unit of time the estimate is of that order.
 
+Where a formula jumps in time, as where a heater is switched on, no step is short enough for that. One that is SHRUNK
+times shorter than others were may take up to JUMP rtol for itself, out of a reserve of RESERVE rtol for the whole run.
+
 Methods without an estimate solve again with more steps: see `Richardson`.
 """
 
@@ -19,15 +22,20 @@ LEAST, MOST = 0.2, 4.0  # factors of the step from one to the next
 TRIES = 60
 LEAST_STEP = 1e-12  # of the whole time
 ROUNDING = 8
+SHRUNK, JUMP, RESERVE = 1e-3, 1e-3, 0.1
 AT_ONCE = 8  # steps of one length between looks at the error, once it has settled
 
 
 class Stuck(ValueError):
-    """No step is small enough. It knows the last field that was accepted, and its time."""
+    """No step is small enough. It knows the last accepted field and its time, and what led there.
 
-    def __init__(self, text, field, t):
+    error       that of the last step, as estimated
+    approached  whether steps were accepted that became shorter and shorter, as towards a blow-up
+    """
+
+    def __init__(self, text, field, t, error, approached):
         super().__init__(text)
-        self.field, self.t = field, t
+        self.field, self.t, self.error, self.approached = field, t, error, approached
 
 
 class Controller:
@@ -38,8 +46,10 @@ class Controller:
         self.most = SAFETY * run.limit if run.limit < np.inf else np.inf
         self.h = min(run.euler_limit if run.euler_limit < np.inf else span / 100, self.most, span)
         self.steps = self.rejected = self.evaluations = 0
-        self.error, self.growing = 0.0, True
+        self.error, self.growing, self.reserve = 0.0, True, RESERVE * rtol
+        self.longest = self.last = self.h
         self._spare = self._work = None
+        self.at_once = AT_ONCE if run.sums or not run.timed(self.h) else 1  # a jump in any step must be seen
 
     def advance(self, state, t, end, watch):
         """March a state to `end`; `watch(field, t, h, steps)` sees what was accepted. Returns a new state."""
@@ -52,24 +62,30 @@ class Controller:
             error = relative(self.run.estimate(new), self.run.newest(new)) * (1 if self.run.sums else count)
             allowed = max(self.rtol * count * h / self.span, ROUNDING * count * np.finfo(self.run.dtype).eps)
             self._learn(h, error / allowed)
-            if error <= allowed:
+            jumps = h <= SHRUNK * self.longest and allowed < error <= min(JUMP * self.rtol, self.reserve)
+            if jumps:
+                self.reserve, self.h = self.reserve - error, h
+            if jumps or error <= allowed:
                 state, spare, t, tries = new, state, end if done else t + count * h, 0
+                self.longest, self.last = max(h, self.longest), h
                 self.steps, self.error = self.steps + count, self.error + error
                 watch(self.run.newest(state), t, h, count)
-                if not done and self.h < LEAST_STEP * self.span:  # a blow-up is approached for ever
-                    raise self._stuck(t, h, self.run.newest(state))
+                if not (done or jumps) and self.h < LEAST_STEP * self.span:  # a blow-up is approached for ever
+                    raise self._stuck(t, h, state, state, approached=True)
                 continue
             self.rejected, tries, done = self.rejected + count, tries + 1, False
             if tries > TRIES or h < LEAST_STEP * self.span:
                 watch(self.run.newest(new), t + h, h, 0)
-                raise self._stuck(t, h, self.run.newest(state))
+                unspent = self.reserve > RESERVE * self.rtol / 2  # it was not jumps that made steps short
+                raise self._stuck(t, h, state, new, unspent and self.last < SHRUNK**2 * self.longest)
         self._spare = spare
         return state
 
-    def _stuck(self, t, h, field):
+    def _stuck(self, t, h, state, new, approached):
         return Stuck(f"{self.run.method.name} does not meet rtol = {self.rtol:g} at t = {t:g} with steps down to "
                      f"{h:g}: try a larger rtol, {'float64, ' if self.run.dtype == np.float32 else ''}or fixed steps "
-                     "by dt, as where a formula jumps", field, t)
+                     "by dt; a formula jumps there, or the field blows up", self.run.newest(state), t,
+                     self.run.estimate(new), approached)
 
     def _buffers(self, state):
         """Two more arrays like a state, kept from call to call: new memory costs as much as some steps."""
@@ -82,7 +98,7 @@ class Controller:
     def _fitted(self, left):
         """The step, made a whole part of what is left; how many of them at once; and whether that is all."""
         whole = max(1, int(np.ceil(left / min(self.h, self.most) * (1 - 1e-9))))
-        count = min(whole, 1 if self.growing else AT_ONCE)
+        count = min(whole, 1 if self.growing else self.at_once)
         return left / whole, count, count == whole
 
     def _learn(self, h, ratio):

@@ -13,6 +13,7 @@ from fastdiff import dispatch
 from fastdiff.boundary import CALL, lower
 from fastdiff.kernels import _run
 from fastdiff.kernels._edges import HOLD
+from fastdiff.kernels._fields import Clock
 from fastdiff.kernels._march import kept_by
 from fastdiff.kernels._stages import Scheme, spread, stage_times, staged
 from fastdiff.kernels._threads import default_threads, together
@@ -124,6 +125,11 @@ class Run:
             self._rules = {key: self.equation.euler(self.grid, dt, self.batch, self.dtype)}
         return self._rules[key]
 
+    def timed(self, dt) -> bool:
+        """Whether a wall or the rule of a step of dt looks at the time."""
+        walls = self.faces.walls.values()
+        return any(w.formula is not None and "t" in w.formula.uses for w in walls) or looks_at_time(self.rule(dt))
+
     def stages(self, dt, watched=False) -> int:
         """How many times a step evaluates the right-hand side; `watched`: one that estimates its error."""
         return 1
@@ -211,6 +217,11 @@ class Explicit(Run):
                               **how)
 
 
+def looks_at_time(rule) -> bool:
+    """Whether a rule, or one inside of it, has a clock."""
+    return isinstance(rule, Clock) or (isinstance(rule, tuple) and any(map(looks_at_time, rule)))
+
+
 def steps_between(start: float, end: float, dt: float) -> int:
     """The number of equal steps, each at most dt, from start to end."""
     return max(1, ceil((end - start) / dt * (1 - 1e-12)))
@@ -236,7 +247,8 @@ def norms(u):
                 except IndexError:
                     return  # another thread took the last one
                 line = u[k].ravel()
-                found[k] = np.einsum("i,i->", line, line)  # no threads of its own, unlike dot
+                with np.errstate(over="ignore", invalid="ignore"):
+                    found[k] = np.einsum("i,i->", line, line)  # no threads of its own, unlike dot
 
         together(task, default_threads() if u.size >= MANY else 1)
         return np.sqrt(found)
@@ -252,4 +264,4 @@ def relative(error, u) -> float:
 
 
 __all__ = ["CHUNK_UPDATES", "DOUBLING", "EMBEDDED", "LIMIT", "SAFETY", "Explicit", "Method", "Run", "Unstable",
-           "chunks", "kind_of", "norms", "relative", "steps_between", "unstable"]
+           "chunks", "kind_of", "looks_at_time", "norms", "relative", "steps_between", "unstable"]

@@ -13,9 +13,9 @@ import numpy as np
 from fastdiff.boundary import Faces
 from fastdiff.equations._base import samples
 from fastdiff.kernels._edges import GHOST, HOLD, Side, make_edges
-from fastdiff.kernels._fields import Clock
 from fastdiff.kernels._run import march
 from fastdiff.kernels._stages import slope
+from fastdiff.steppers._base import looks_at_time
 
 TIMES = (0.0137, 0.317, 0.7391, 12.34, 345.6)  # of all scales, at which coefficients must be as at 0
 
@@ -138,7 +138,7 @@ class _Probe:
 
     def check_times(self):
         """M must be the same at all times; b may change."""
-        if not _timed(self.rule):
+        if not looks_at_time(self.rule):
             return
         u, zero = self._random(), np.zeros(())
         want = self(u)
@@ -149,11 +149,6 @@ class _Probe:
             size = max(np.abs(want).max(), np.abs(b).max())
             if np.isfinite([off, size]).all() and off > 1e-9 * size:
                 raise NoLines("a coefficient changes in time")
-
-
-def _timed(rule) -> bool:
-    """Whether a rule, or one inside of it, looks at the time."""
-    return isinstance(rule, Clock) or (isinstance(rule, tuple) and any(map(_timed, rule)))
 
 
 def apply(line, u, axis):

@@ -1,4 +1,4 @@
-"""The tables of physics inside sampling: the equation they learn, training in two goes, what is restored from points."""
+"""The tables of physics inside sampling: the equation they learn, training in two goes, fields from their points."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from fastdiff.bench import generative_physics as bench
 
 
 def test_trajectories_solve_kuramoto_sivashinsky(monkeypatch):
-    """To an order between three and four, as a stiff step has it; and the change over a short time against the equation."""
+    """At an order between three and four, as stiff steps have it; and the change in a short time is the equation.s."""
     fine = bench.kuramoto_sivashinsky(2, 4, 0, warm=10, parts=64)
     errors = [np.abs(bench.kuramoto_sivashinsky(2, 4, 0, warm=10, parts=n) - fine).max() for n in (8, 16)]
     assert errors[0] < 1e-3 and errors[0] > 9 * errors[1]

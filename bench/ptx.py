@@ -7,6 +7,7 @@ The patch of `get_current_device` below is why this runs in a process of its own
 for its compute capability even when it compiles for another one.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -217,7 +218,8 @@ def collect() -> list[Resources]:
     kept = cache_root() / "ptx" / f"{_stamp()}.json"
     if kept.exists():
         return [Resources(**entry) for entry in json.loads(kept.read_text())]
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, 4), mp_context=get_context("spawn")) as pool:
+    few = dict(initializer=gc.set_threshold, initargs=(100_000, 20, 20))  # collections: a seventh of the time
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, 4), mp_context=get_context("spawn"), **few) as pool:
         found = [entry for entries in pool.map(measure_case, cases()) for entry in entries]
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -109,9 +109,15 @@ def _aligned(size, dtype):
 
 
 def lowered(rule, kinds, space, depth: int, clock=(0.0, 1.0), device=None):
-    """A rule as compiled code wants it, with the rules inside of it: Cells as Fields, a Clock that is set."""
+    """A rule as compiled code wants it, with the rules inside of it: Cells as Fields, a Clock that is set.
+
+    To Numba an array that must not be written is of another type, and a schedule for it another one to compile, of
+    which a rule of many parameters could have very many: such arrays, of a number or a few for each sample, are copied.
+    """
 
     def lower(field):
+        if isinstance(field, np.ndarray):
+            return field if field.flags.writeable else field.copy()
         if isinstance(field, Cells):
             return field.field(kinds, space, depth, device)
         if isinstance(field, Clock):

@@ -10,11 +10,13 @@ Three properties of Numba's disk cache shape this file:
 """
 
 import ctypes
+import gc
 import hashlib
 import os
 import pickle
 import platform
 import sys
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 from fastdiff.kernels._part import AS_PART
@@ -176,6 +179,18 @@ class _RuleCache(FunctionCache):
             self._cache_file = shared
 
 
+@contextmanager
+def _few_collections():
+    """Collect garbage less often meanwhile: a compiler makes many objects and keeps them, at a tenth of its time."""
+    with global_compiler_lock:
+        before = gc.get_threshold()
+        gc.set_threshold(before[0] and max(before[0], 100_000), *before[1:])
+        try:
+            yield
+        finally:
+            gc.set_threshold(*before)
+
+
 def kernel(fastmath=True):
     """Decorator: `njit` with fastdiff's flags, cached on disk where a folder can be written."""
 
@@ -185,6 +200,7 @@ def kernel(fastmath=True):
             dispatcher._cache = _RuleCache(function)
         except RuntimeError:
             pass  # no writable folder: every process compiles for itself
+        dispatcher.compile = _few_collections()(dispatcher.compile)
         return dispatcher
 
     return wrap

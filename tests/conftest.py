@@ -1,11 +1,15 @@
 """What all tests share."""
 
+import gc
 import os
 
 import numpy as np
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that have all cores busy: torch's threads would spin
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+gc.set_threshold(100_000, 20, 20)  # what compiles makes many objects: a tenth of all time went into looking at them
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 
@@ -26,6 +30,10 @@ def cuda_ready() -> bool:
         return bool(cuda.is_available())
     except Exception:  # a broken driver is no GPU
         return False
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def pytest_runtest_setup(item):

@@ -115,6 +115,7 @@ def test_what_has_no_adjoint_on_the_gpu_says_so():
         march(fd.Neumann("-u**2"))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(SIMULATED, reason="this is the simulator")
 def test_all_of_it_in_the_simulator():
     """The variable is read when Numba is imported: the simulator needs a process of its own."""

@@ -291,6 +291,7 @@ def test_the_simulator_sees_a_missing_barrier(by, rng):
 # -- without CUDA ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.skipif(SIMULATED, reason="this is the simulator")
 def test_all_of_it_in_the_simulator():
     """The variable is read when Numba is imported: the simulator needs a process of its own."""

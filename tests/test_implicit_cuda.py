@@ -103,6 +103,7 @@ def test_held_cells_are_set_in_place(rng):
     np.testing.assert_array_equal(there.copy_to_host(), hold(u.copy(), edges, 0) + 0.25 * x)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(SIMULATED, reason="this is the simulator")
 def test_all_of_it_in_the_simulator():
     """The variable is read when Numba is imported: the simulator needs a process of its own."""

@@ -101,6 +101,7 @@ def test_cuda_equals_reference(kernel, shape, dtype):
     check(kernel, "cuda", shape, dtype)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0"), reason="this is the simulator")
 def test_cuda_parts_pass_in_the_simulator():
     """The variable is read when Numba is imported: the simulator needs a process of its own."""

@@ -6,6 +6,7 @@ rule's row loop is compiled alone, as the schedules compile it, so that boundary
 
 import platform
 import re
+from functools import cache
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
@@ -95,12 +96,18 @@ def loops():
     ]
 
 
-@pytest.mark.parametrize(("dispatcher", "signature"), loops())
-def test_float32_loop_is_packed_and_stays_float32(dispatcher, signature):
+@cache  # kernels of one family share loops
+def loop_code(dispatcher, signature):
+    """Machine code of a loop, line by line."""
     options = {k: v for k, v in dispatcher.targetoptions.items() if k != "nopython"} | OPTIONS
     fresh = njit(**options)(dispatcher.py_func)  # code from the disk cache cannot be inspected
     fresh.compile(signature)
-    check_float32(fresh.inspect_asm(fresh.signatures[-1]).splitlines())
+    return fresh.inspect_asm(fresh.signatures[-1]).splitlines()
+
+
+@pytest.mark.parametrize(("dispatcher", "signature"), loops())
+def test_float32_loop_is_packed_and_stays_float32(dispatcher, signature):
+    check_float32(loop_code(dispatcher, signature))
 
 
 def test_every_kernel_is_looked_at():

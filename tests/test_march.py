@@ -271,6 +271,19 @@ def test_a_custom_rule_run_once_and_then_deleted_leaves_the_cache_whole(tmp_path
     assert run("heat") == 1
 
 
+def test_parameters_that_must_not_be_written_compile_nothing_new(rng):
+    """Arrays that NumPy hands out read-only, such as what it broadcasts, are of another type to Numba."""
+    u, rate = rng.random((2, 1, 9)), np.full((2, 1), 0.2)
+    edges, fixed = make_edges((9,), [True], "float64", batch=2), np.broadcast_to(0.2, 2)
+    expected = march(heat.rule(rate, "float64"), u, edges, 3)
+    known = list(_march.run_resident.signatures)
+    rule = heat.rule(rate, "float64")
+    rule = _march.map_fields(rule, lambda field: fixed if np.shape(field) == (2,) else field)
+    assert not any(np.shape(field) and field.flags.writeable for field in rule)
+    assert np.array_equal(march(rule, u, edges, 3), expected)
+    assert _march.run_resident.signatures == known
+
+
 def test_edges_reference_calls_compiled_functions():
     from numba import cfunc
 

@@ -126,6 +126,7 @@ def test_ruff_is_clean():
     run(sys.executable, "-m", "ruff", "check", "--no-cache", ".")
 
 
+@pytest.mark.long
 def test_pyright_is_clean():
     """Pyright's wheel fetches its program on first use: where that cannot be had there is nothing to run."""
     command = [sys.executable, "-m", "pyright"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
 SHARED_BYTES = 48 << 10
 REGISTERS = 65536  # of a multiprocessor, sm_80 and sm_90 alike
 

@@ -11,6 +11,7 @@ import pytest
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
+@pytest.mark.long
 def test_the_tour_runs(tmp_path):
     pytest.importorskip("torch")
     blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)

@@ -13,7 +13,7 @@ from time import perf_counter
 import numpy as np
 from numba import njit
 
-from fastdiff.kernels._fields import Cells, Field
+from fastdiff.kernels._fields import Cells, FaceField, Field
 from fastdiff.kernels._jit import FASTMATH, FLAGS, borrow
 from fastdiff.kernels._march import components_of, map_fields, sample_of, update_rows
 
@@ -65,7 +65,8 @@ def _one_row(field):
     none = np.uint64(0)
     if not isinstance(field, Cells):
         return field
-    return Field(np.resize(field.values[0], 2 * ROW_BYTES), none, none, none, none)
+    kind = FaceField if field.handed else Field
+    return kind(np.resize(field.values[0], 2 * ROW_BYTES), none, none, none, none)
 
 
 def row_runner(rule, dtype, ndim):

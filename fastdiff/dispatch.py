@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastdiff.kernels import _memory
 from fastdiff.kernels._cuda import on
 
 FLOATS = ("float32", "float64")
@@ -93,7 +94,7 @@ def copy(a):
 def empty_like(a):
     """An uninitialised array of the same kind."""
     if isinstance(a, np.ndarray):
-        return np.empty_like(a)
+        return _memory.empty_like(a)
     from fastdiff.kernels._cuda import empty_like as make
 
     return make(a)

@@ -10,6 +10,7 @@ from fastdiff.boundary import Dirichlet, as_numbers, conditions
 from fastdiff.equations import Heat
 from fastdiff.equations._base import check_equation, samples
 from fastdiff.grid import Grid
+from fastdiff.kernels import _memory
 from fastdiff.kernels._threads import check_threads
 from fastdiff.solution import Solution
 from fastdiff.state import State, first_bad, first_not_finite, read
@@ -218,7 +219,7 @@ def _frames(problem):
         problem.sinks.append(watch.Sink(problem.plan, problem.state, problem.equation.names, problem.grid))
         return problem.sinks[-1]
     shape = (data.shape[0], len(problem.times), *data.shape[1:])
-    return np.empty(shape, data.dtype) if problem.state.backend == "cpu" else data.new_empty(shape)
+    return _memory.empty(shape, data.dtype) if problem.state.backend == "cpu" else data.new_empty(shape)
 
 
 def _overshoots(problem, frames) -> bool:
@@ -326,7 +327,7 @@ def _adapted(problem, run, rtol, progress):
                 except Stuck as stuck:
                     _grown(problem, stuck)
                     raise
-            if watch.put(frames, n, run.newest(u)):
+            if watch.put(frames, n, run.newest(u), problem.threads):
                 break
     return frames, {"steps": controller.steps, "rejected": controller.rejected, "evaluations": controller.evaluations,
                     "dt": controller.h, "error_estimate": controller.error}
@@ -399,7 +400,7 @@ def _advance(run, problem, counts, frames, advance):
             u, done = new, done + size
             advance(size)
         t = end
-        if watch.put(frames, n, run.newest(u)):
+        if watch.put(frames, n, run.newest(u), problem.threads):
             return n + 1
     return len(counts)
 

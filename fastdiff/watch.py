@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastdiff import dispatch
+from fastdiff.kernels._threads import default_threads, together
 from fastdiff.solution import Solution, begin_file, discard_file, publish_file
 
 LOOKS = 100  # looks at the field, if nothing else is said
+MUCH = 1 << 21  # bytes of a frame that threads share
 
 
 class SteadyState:
@@ -263,12 +265,31 @@ class Sink:
         self.file = self.temporary = None
 
 
-def put(frames: Any, n: int, u) -> bool:
+def put(frames: Any, n: int, u, threads=None) -> bool:
     """Put frame `n` into an array or a sink; whether to stop."""
     if isinstance(frames, Sink):
         return frames.put(n, u)
-    frames[:, n] = u
+    target = frames[:, n]
+    if isinstance(target, np.ndarray) and target.nbytes >= MUCH and len(target) > 1:
+        _shared_out(target, u, threads)
+    else:
+        target[...] = u
     return False
+
+
+def _shared_out(target, u, threads):
+    """Copy by samples on all threads: most of the time goes into new memory, cleared by the system page by page."""
+    left = list(range(len(target)))
+
+    def task():
+        while left:
+            try:
+                k = left.pop()
+            except IndexError:
+                return  # another thread took the last one
+            np.copyto(target[k], u[k])
+
+    together(task, default_threads() if threads is None else threads)
 
 
 __all__ = ["LOOKS", "Plan", "Sink", "SteadyState", "WallClock", "plan", "put"]

@@ -22,6 +22,7 @@ from numba import types
 
 from fastdiff.kernels._edges import CLOCK, PERIODIC
 from fastdiff.kernels._jit import FASTMATH
+from fastdiff.kernels._memory import empty
 from fastdiff.kernels._part import overload_part
 
 ROOM = 32  # cells around a row: whole vectors at both ends
@@ -37,6 +38,24 @@ class Field(NamedTuple):
     s1: Any
 
 
+class FaceField(Field):
+    """A `Field` of numbers of faces along axis 2: a cell's low face is the high face of the cell before.
+
+    A schedule that goes along axis 2 may hand them on, with `at` an `AtFaces`: then they are read once.
+    """
+
+
+class AtFaces(NamedTuple):
+    """When and where a cell is, as `At` of _march.py, and the numbers of its faces of the rule's one `FaceField`."""
+
+    step: Any
+    i0: Any
+    i1: Any
+    i2: Any
+    low: Any
+    high: Any
+
+
 class Clock(NamedTuple):
     """The times of the steps, as the `clock` of `Edges` has them; `march` takes it from there."""
 
@@ -48,16 +67,17 @@ class Cells:
 
     One cell more along an axis makes it a number of every face: number i is that of the low face of cell i, and the
     last that of the high face of the last cell (on a periodic axis the first one again).
+    `handed` says that they are numbers of faces along the last axis, to be handed on from cell to cell.
     The array must not be changed afterwards: what is made of it for a march is kept.
     """
 
-    def __init__(self, values, ndim: int, dtype):
+    def __init__(self, values, ndim: int, dtype, handed: bool = False):
         values = np.ascontiguousarray(values, dtype)
         values = values[None] if values.ndim == ndim else values
         if values.ndim != ndim + 1:
             raise ValueError(f"numbers of every cell have the shape (*grid) or (samples, *grid) of a grid of {ndim} "
                              f"axes, not {values.shape}")
-        self.values, self.ndim, self._made = values, ndim, {}
+        self.values, self.ndim, self.handed, self._made = values, ndim, handed, {}
 
     def check(self, name: str, u):
         """Refuse a state that does not fit."""
@@ -76,7 +96,8 @@ class Cells:
         key = (tuple(kinds), tuple(space), depth, None if device is None else device.place)
         if key not in self._made:
             data, *rest = self._padded(kinds, space, depth if device is None else 0, 0 if device else ROOM)
-            self._made[key] = Field(data if device is None else device(data), *map(np.uint64, rest))
+            kind = FaceField if self.handed and device is None else Field
+            self._made[key] = kind(data if device is None else device(data), *map(np.uint64, rest))
         return self._made[key]
 
     def _padded(self, kinds, space, depth, room):
@@ -86,12 +107,15 @@ class Cells:
         left = (halo2 + room + 15) // 16 * 16
         pitch = left + (n2 + halo2 + room + 15) // 16 * 16
         rows = n1 + 2 * halo1
-        memory = _aligned(samples * n0 * rows * pitch, self.values.dtype)
+        memory = empty(samples * n0 * rows * pitch, self.values.dtype)
         place = memory.reshape(samples, n0, rows, pitch)
         along1, along2 = (_images(n, space[k], before, after, kinds[k]) for k, n, before, after in (
             (1, n1, halo1, halo1), (2, n2, left, pitch - left - n2)))
         given = self.values.reshape(samples, n0, n1, n2)
-        place[...] = given.take(along1, 2)[..., along2] if halo1 else given[..., along2]
+        given = given.take(along1, 2) if halo1 else given
+        for part in (slice(0, left), slice(left + n2, pitch)):
+            place[..., part] = given[..., along2[part]]
+        place[..., left : left + n2] = given
         return memory, halo1 * pitch + left, n0 * rows * pitch if samples > 1 else 0, rows * pitch, pitch
 
 
@@ -99,13 +123,6 @@ def _images(n, period, before, after, kind):
     """Which of n numbers stands in for each index from -before to n + after: a periodic image, or the edge."""
     places = np.arange(-before, n + after)
     return places % period if kind == PERIODIC else np.clip(places, 0, n - 1)
-
-
-def _aligned(size, dtype):
-    """Memory from the start of a cache line."""
-    raw = np.empty(size * dtype.itemsize + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size * dtype.itemsize].view(dtype)
 
 
 def lowered(rule, kinds, space, depth: int, clock=(0.0, 1.0), device=None):
@@ -134,7 +151,7 @@ def here(f, at):
     """The number of the cell `at`; a plain number stands for itself."""
     if not isinstance(f, Field):
         return f
-    i0, i1, i2 = (np.uint64(int(i) % 2**64) for i in at[1:])
+    i0, i1, i2 = (np.uint64(int(i) % 2**64) for i in at[1:4])
     return f.data[f.start + f.s0 * i0 + f.s1 * i1 + i2]
 
 
@@ -142,6 +159,8 @@ def here(f, at):
 def _here(f, at):
     if not isinstance(f, types.BaseNamedTuple):
         return lambda f, at: f
+    if f.instance_class is FaceField and at.instance_class is AtFaces:
+        return lambda f, at: at.low
 
     def read(f, at):
         return f.data[f.start + f.s0 * np.uint64(at.i0) + f.s1 * np.uint64(at.i1) + np.uint64(at.i2)]
@@ -172,7 +191,10 @@ def _compiled_next(function, further):
 
     @overload_part(function, fastmath=FASTMATH, error_model="numpy")
     def _next(f, at):
-        return scope["read"] if isinstance(f, types.BaseNamedTuple) else lambda f, at: f
+        if not isinstance(f, types.BaseNamedTuple):
+            return lambda f, at: f
+        handed = function is next2 and f.instance_class is FaceField and at.instance_class is AtFaces
+        return (lambda f, at: at.high) if handed else scope["read"]
 
 
 _compiled_next(next0, "f.s0")
@@ -198,4 +220,5 @@ def _now(clock, at, like):
     return time
 
 
-__all__ = ["ROOM", "Cells", "Clock", "Field", "here", "lowered", "next0", "next1", "next2", "now"]
+__all__ = ["ROOM", "AtFaces", "Cells", "Clock", "FaceField", "Field", "here", "lowered", "next0", "next1", "next2",
+           "now"]

@@ -19,6 +19,7 @@ from fastdiff.kernels._march import (
     run_resident,
     run_stream,
 )
+from fastdiff.kernels._memory import empty_like
 from fastdiff.kernels._threads import default_threads, scratch, together
 from fastdiff.kernels._wide import march_wide, near_of
 
@@ -45,7 +46,7 @@ def plan_for(shape, kinds, itemsize: int, threads: int, steps: int, kept: int = 
     resident = (copies + kept * planes) * (n2 + 2 * LANES) * itemsize
     if resident <= RESIDENT_BYTES and (B >= threads or resident <= SMALL_BYTES):
         return Plan("resident", (1, 1, 1), max(steps, 1))
-    return _plan_stream(shape, kinds, itemsize, threads, kept, fields)
+    return _plan_stream(shape, kinds, itemsize, threads, steps, kept, fields)
 
 
 def _cache(level: int, otherwise: int) -> int:
@@ -66,6 +67,7 @@ RESIDENT_BYTES = SECOND // 2  # what a sample takes of a core's second-level cac
 SMALL_BYTES = 1 << 16  # below this, sharing one sample between threads does not pay
 LINE_BYTES = FIRST * 5 // 12  # one copy of a block of a long line, of two
 ROW = 1024  # numbers in a row of a 2-D tile, all components together
+WITH_FIELDS = FIRST // 12  # bytes of it where the rule reads numbers of every cell
 
 
 def _plan_line(B, C, n, kinds, itemsize, threads, steps):
@@ -75,14 +77,16 @@ def _plan_line(B, C, n, kinds, itemsize, threads, steps):
     return Plan("resident", (1, 1, ceil(n / block)), min(max(steps, 1), max(64, block // 20)))
 
 
-def _plan_stream(shape, kinds, itemsize, threads, kept, fields):
-    """Tiles as large as the caches let them be: the halos of `depth` cells are computed twice."""
+def _plan_stream(shape, kinds, itemsize, threads, steps, kept, fields):
+    """Tiles as large as the caches let them be: the halos of `depth` cells, or of `steps`, are computed twice."""
     B, C, n0, n1, n2 = shape
     if n1 == 1 and kinds[1] == ABSENT:
         c2 = ceil(n2 * C / ROW)
+        if fields:  # their rows want a place in the first cache, too
+            c2 = max(c2, round(n2 * (C - kept) * itemsize / WITH_FIELDS))
         ring = (4 * (C - kept) + 4 / 3 * kept + fields) * (ceil(n2 / c2) + 48) * itemsize  # of one level
         depth, c1 = int(min(max(SECOND * 7 // 8 // ring, 8), 24)), 1
-        tall, highest = 20 * depth, 512
+        tall, highest = 20 * min(depth, max(steps, 1)), 512
     else:
         c2 = ceil(n2 * itemsize * C / 1024)
         rows, depth = (128, 8) if _ring(C, n2 / c2, 128, 8, itemsize) * threads <= THIRD // 2 else (48, 4)
@@ -159,7 +163,7 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
     `edges` describes the boundaries; `step` is the index of the first time level in its tables. `u` is left as it is;
     the result is written to `out`. `work` is a third array of the same kind, allocated when needed and not given.
     """
-    out = np.empty_like(u) if out is None else out
+    out = empty_like(u) if out is None else out
     _check(rule, u, edges, out, work)
     if steps < 1:
         out[...] = u
@@ -175,7 +179,7 @@ def march(rule, u, edges, steps, *, step=0, out=None, work=None, threads=None, p
     rule = lowered(rule, kinds, shape[2:], halo, edges.clock)
     sweeps = -(-steps // plan.depth)
     here, final = u.reshape(-1), out.reshape(-1)
-    spare = final if sweeps == 1 else (np.empty_like(here) if work is None else work.reshape(-1))
+    spare = final if sweeps == 1 else (empty_like(here) if work is None else work.reshape(-1))
     first, second = (final, spare) if sweeps & 1 else (spare, final)
     tiles = shape[0] * plan.tiles[0] * plan.tiles[1] * plan.tiles[2]
     progress = np.zeros(1 + tiles, np.int64)
@@ -201,7 +205,7 @@ def prepare(rule, dtype, components, ndim, schedule):
     """Compile a rule for one dtype and schedule, or load it from disk, by a step on a tiny grid."""
     def small(field):
         if isinstance(field, Cells):
-            return Cells(np.ones([4] * ndim), ndim, dtype)
+            return Cells(np.ones([4] * ndim), ndim, dtype, field.handed)
         return field[:1] if isinstance(field, np.ndarray) else field
 
     first = map_fields(rule, small)

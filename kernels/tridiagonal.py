@@ -38,6 +38,7 @@ from fastdiff.kernels._jit import (
     restore_denormals,
     wide_vectors,
 )
+from fastdiff.kernels._memory import empty, empty_like
 from fastdiff.kernels._run import SECOND, THIRD
 from fastdiff.kernels._stream import finish_stream
 from fastdiff.kernels._threads import default_threads, scratch, together
@@ -602,7 +603,7 @@ class Systems:
             raise ValueError("lines that are shared or cyclic are factored: make new systems for another scale")
         if r.shape != self.shape or r.dtype != self.dtype or not r.flags.c_contiguous:
             raise ValueError(f"expected a C-contiguous array of shape {self.shape} and dtype {self.dtype}")
-        out = np.empty_like(r) if out is None else out
+        out = empty_like(r) if out is None else out
         lines = self.group if self.inner == 1 else self.inner
         row = self.n * self.dtype.itemsize * (1 if self.shared else 2)
         width = min(MOST, max(LEAST, BLOCK_BYTES // row // LEAST * LEAST), max(LEAST, -(-lines // LEAST) * LEAST))
@@ -644,7 +645,7 @@ def accumulate(u, x, scale, threads=None):
 
 def _copied(band):
     """A C-contiguous copy. Of a transposed plane by strips of a cache line, which takes a quarter of NumPy's time."""
-    copy = np.empty(band.shape, band.dtype)
+    copy = empty(band.shape, band.dtype)
     if band.ndim < 3 or band.strides[-1] <= band.strides[-2]:
         copy[...] = band
         return copy

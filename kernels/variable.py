@@ -28,6 +28,7 @@ from fastdiff.kernels._contract import Kernel
 from fastdiff.kernels._edges import Side, hold, make_edges, pad
 from fastdiff.kernels._fields import Cells, here, next0, next1, next2
 from fastdiff.kernels._march import change
+from fastdiff.kernels._memory import empty
 from fastdiff.kernels._run import march
 
 
@@ -160,7 +161,9 @@ def shared_faces(weights):
         first[k + 1], rest[k + 1] = slice(None, -1), slice(1, None)
         if not np.array_equal(low[tuple(rest)], high[tuple(first)]):
             return None
-        faces.append(np.concatenate([low, high.take([-1], k + 1)], k + 1))
+        last = high.take([-1], k + 1)
+        shape = [n + (axis == k + 1) for axis, n in enumerate(low.shape)]
+        faces.append(np.concatenate([low, last], k + 1, out=empty(shape, low.dtype)))
     return faces
 
 
@@ -169,7 +172,8 @@ def rule(weights, dtype, decay=None, source=None):
     ndim = len(weights) // 2
     faces = shared_faces(weights)
     rules = (Variable1D, Variable2D, Variable3D) if faces is None else (Faces1D, Faces2D, Faces3D)
-    made = rules[ndim - 1](*(Cells(w, ndim, dtype) for w in (weights if faces is None else faces)))
+    made = rules[ndim - 1](*(Cells(w, ndim, dtype, handed=faces is not None and k == ndim - 1)
+                             for k, w in enumerate(weights if faces is None else faces)))
     if decay is not None:
         made = Decaying(made, Cells(decay, ndim, dtype))
     return made if source is None else Fed(made, Cells(source, ndim, dtype))

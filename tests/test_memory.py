@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from fastdiff.kernels import _memory as kernels_memory  # noqa: E402
 from fastdiff.nn import _memory  # noqa: E402
 from fastdiff.nn import functional as F  # noqa: E402
 
@@ -54,20 +55,20 @@ def test_results_are_right_when_memory_is_used_again():
 
 
 def test_no_more_is_kept_than_allowed(monkeypatch):
-    monkeypatch.setattr(_memory, "MOST", 5 << 20)
+    monkeypatch.setattr(kernels_memory, "MOST", 5 << 20)
     x = torch.zeros(SHAPE)
     several = [_memory.empty_like(x) for _ in range(4)]
     places = [t.data_ptr() for t in several]
     while several:
         del several[0]
-    assert [b.ctypes.data for b in _memory._kept] == places[-2:]
+    assert [b.ctypes.data for b in kernels_memory._kept] == places[-2:]
 
 
 def test_small_results_and_other_kinds_come_from_torch():
     for x in (torch.zeros(8), torch.zeros(SHAPE, dtype=torch.int32), torch.zeros(SHAPE, device="meta")):
         found = _memory.empty_like(x)
         assert found.shape == x.shape and found.dtype == x.dtype and found.device == x.device
-    assert not _memory._kept
+    assert not kernels_memory._kept
 
 
 def test_threads_never_share():

@@ -174,6 +174,11 @@ class Heat(AsGiven):
     def _kept(self) -> dict:
         return {}
 
+    @cached_property
+    def _limits(self) -> dict:
+        """The last weights and their limit of the step, by stiffness."""
+        return {}
+
     def _weights(self, grid, batch):
         """Weights of all neighbours, per time; they are kept, for they serve steps of any length."""
         key = grid, batch, self._mirrored
@@ -220,7 +225,7 @@ class Heat(AsGiven):
     def _with(self, **known) -> "Heat":
         """A copy that knows more about the walls."""
         other = type(self)(**{name: getattr(self, name) for name in self.__dataclass_fields__})
-        for name, value in {**known, "_kept": self._kept}.items():
+        for name, value in {**known, "_kept": self._kept, "_limits": self._limits}.items():
             object.__setattr__(other, name, value)
         return other
 
@@ -284,7 +289,8 @@ class Heat(AsGiven):
             weights = {n: np.broadcast_to(w * dt, batch if w.ndim == 1 else w.shape) for n, w in weights.items()}
             rule = wide.rule(near, weights, grid.ndim, dtype)
         elif not grid.plain or self._in_space(grid):
-            rule = variable.rule([w * dt for w in self._weights(grid, batch)], dtype)
+            weights = self._weights(grid, batch)
+            rule = variable.rule(weights if dt == 1 else [w * dt for w in weights], dtype)
         else:
             rate = self.diffusivities(grid)[:, 0] * dt / np.square(grid.spacing)
             rule = heat.rule(np.broadcast_to(rate, (batch, grid.ndim)), dtype)
@@ -305,7 +311,12 @@ class Heat(AsGiven):
             return float(1 / (total.max() * worst * largest))
         if self.order > 2 or (grid.plain and not self._in_space(grid)):
             return diffusive_limit(self.diffusivities(grid) * largest, grid, stiffness) * _LIMIT[self.order]
-        return _linear.stable_step(grid, self._weights(grid, self.batch(grid)), None, stiffness) / largest
+        weights, key = self._weights(grid, self.batch(grid)), None if stiffness is None else tuple(stiffness)
+        known = self._limits.get(key)
+        if known is None or known[0] is not weights:
+            self._limits.clear()
+            known = self._limits[key] = weights, _linear.stable_step(grid, weights, None, stiffness)
+        return known[1] / largest
 
     def reaction_rate(self) -> float:
         """There is no reaction: 0."""

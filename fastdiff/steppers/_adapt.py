@@ -15,6 +15,7 @@ from math import ceil, sqrt
 import numpy as np
 
 from fastdiff import dispatch
+from fastdiff.kernels._memory import empty_like
 from fastdiff.steppers._base import SAFETY, relative
 from fastdiff.watch import Sink
 
@@ -137,7 +138,9 @@ class Richardson:
         weight, best, self.before = 1 / ((count / self.count) ** self.order - 1), self.make(), self.error
         for n in range(self.number):
             fine, coarse = frames[:, n], self.last[:, n]
-            new = fine + (fine - coarse) * float(weight)
+            new = _less(fine, coarse)
+            new *= float(weight)
+            new += fine
             if isinstance(best, Sink):
                 best.put_closed(n, new)
             else:
@@ -165,4 +168,9 @@ class Richardson:
         return ceil(min(max(more, 1.2 * count), 8 * count))
 
     def _distance(self, a, b):
-        return max(relative(a[:, n] - b[:, n], a[:, n]) for n in range(self.number))
+        return max(relative(_less(a[:, n], b[:, n]), a[:, n]) for n in range(self.number))
+
+
+def _less(a, b):
+    """a - b, of arrays in memory that was used before."""
+    return np.subtract(a, b, out=empty_like(a)) if isinstance(a, np.ndarray) else a - b

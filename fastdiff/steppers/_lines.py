@@ -13,6 +13,7 @@ import numpy as np
 from fastdiff.boundary import Faces
 from fastdiff.equations._base import samples
 from fastdiff.kernels._edges import GHOST, HOLD, Side, make_edges
+from fastdiff.kernels._memory import empty
 from fastdiff.kernels._run import march
 from fastdiff.kernels._stages import slope
 from fastdiff.steppers._base import looks_at_time
@@ -55,8 +56,10 @@ def lines_of(equation, grid, faces: Faces, batch: int, threads=None) -> list[Lin
 def _weighted(grid, faces, weights, axis):
     """The line of an axis from the weights of the low and the high neighbour, (batch or 1, *grid)."""
     n, size = grid.shape[axis], max(len(w) for w in weights)
-    low, up = (np.array(np.broadcast_to(w, (size, *grid.shape)), np.float64) for w in weights[2 * axis : 2 * axis + 2])
-    diag = -(low + up)
+    low, diag, up = (empty((size, *grid.shape), np.float64) for _ in range(3))
+    low[...], up[...] = weights[2 * axis : 2 * axis + 2]
+    np.add(low, up, out=diag)
+    np.negative(diag, out=diag)
     bands = [np.moveaxis(b, axis + 1, -1) for b in (low, diag, up)]
     if n == 1 and grid.periodic[axis]:
         low[...] = diag[...] = up[...] = 0.0

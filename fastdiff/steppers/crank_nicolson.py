@@ -15,6 +15,8 @@ Source: Peaceman, Rachford, J. SIAM 3 (1955) 28, eqs. (10)-(11); Douglas, Gunn, 
 Rannacher, Numer. Math. 43 (1984) 309; for the increments: Beam, Warming, J. Comput. Phys. 22 (1976) 87, section 3.
 """
 
+from contextlib import contextmanager
+from itertools import cycle
 from math import inf
 from typing import Any
 
@@ -115,6 +117,10 @@ class CrankNicolson(Run):
 
     def _set_held(self, rhs, rises, h):
         """The right-hand side at held faces, the earlier axis last so that it wins at a corner."""
+        if isinstance(rhs, np.ndarray) and self.faces.constant:
+            for c, axis, end in rises:
+                rhs[(slice(None), c) + (slice(None),) * axis + (-end,)] = 0.0
+            return
         values = {key: self._at_face(key, rise, h) for key, rise in sorted(rises.items(), reverse=True)}
         if isinstance(rhs, np.ndarray):
             for (c, axis, end), value in values.items():
@@ -165,18 +171,45 @@ class CrankNicolson(Run):
 
     def _system(self, h, axis, line, like):
         """1 - h A along an axis; h None: A itself, with zeros where 1 - h A has a held cell's 1."""
-        shape, at = (self.batch, len(self.equation.names), *self.grid.shape), -1 if line.shared else axis + 2
-        bands = [b.copy() for b in line[:3]] if h is None else [-h * line.lower, 1 - h * line.diag, -h * line.upper]
-        lo, di, up = (np.moveaxis(b, at, -1) for b in bands)
+        if h is None:
+            ends = self._held_ends(line[:3], axis)
+            with _replaced(ends, 0.0):  # the systems have a copy of their own, in another order
+                return self._systems_of(line[:3], axis, line, like)
+        bands = [-h * line.lower, 1 - h * line.diag, -h * line.upper]
+        for (band, place), value in zip(self._held_ends(bands, axis), cycle((0.0, 1.0, 0.0))):
+            band[place] = value
+        return self._systems_of(bands, axis, line, like)
+
+    def _held_ends(self, bands, axis):
+        """The places in each of the bands along an axis, lower, diag and upper in turn, that belong to held cells."""
+        before = [slice(None)] * (1 if bands[0].ndim == 3 else axis + 1)
+        found = []
         for (c, a, end), wall in self.faces.walls.items():
             if a == axis and wall.side.kind == HOLD:
-                lo[:, c, ..., -end] = up[:, c, ..., -end] = 0.0
-                di[:, c, ..., -end] = 0.0 if h is None else 1.0
+                place = (slice(None), slice(c, c + 1), *before[1:], -end)
+                found += [(band, place) for band in bands]
+        return found
+
+    def _systems_of(self, bands, axis, line, like):
+        shape = (self.batch, len(self.equation.names), *self.grid.shape)
         if line.shared:
             bands = [np.broadcast_to(b, (self.batch, *b.shape[1:])).reshape(-1, b.shape[-1]) for b in bands]
             bands = [b[:1] if (b == b[:1]).all() else b for b in bands]
         return dispatch.systems(like)(*bands, shape, axis + 2, self.dtype, cyclic=self.grid.periodic[axis],
                                       threads=self.threads)
+
+
+@contextmanager
+def _replaced(places, value):
+    """Put a value at places of arrays, pairs of both, for a while."""
+    kept = [band[place].copy() for band, place in places]
+    for band, place in places:
+        band[place] = value
+    try:
+        yield
+    finally:
+        for (band, place), old in zip(places, kept):
+            band[place] = old
 
 
 METHOD = Method("crank_nicolson", order=2, run=CrankNicolson, control=DOUBLING, reach=inf,

@@ -19,6 +19,12 @@ def test_trajectories_solve_kuramoto_sivashinsky(monkeypatch):
     np.testing.assert_allclose((c - a) / 0.02, -b * slope - bend - bend4, atol=0.02)
 
 
+def test_trajectories_at_rest_are_no_test(rng):
+    u = rng.standard_normal((30, 3, 64))
+    u[20:, 1], u[:, 2] = 0, u[0, 2]
+    assert bench._lively(u).tolist() == [True, False, False]
+
+
 def cells(text):
     return [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")][1:]
 

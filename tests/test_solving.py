@@ -115,5 +115,13 @@ def test_what_cannot_be_written_is_refused_before_anything_is_solved(name, messa
 
 def test_progress_is_shown(tmp_path):
     code, said = run("solve", "heat", "--method", "euler", "--dt", 1e-4, "--t-end", 0.005, "--shape", "24x24",
-                     "--dtype", "float64", "--out", tmp_path / "f.png")
+                     "--dtype", "float64", "--frames", 6, "--out", tmp_path / "f.png")
     assert code == 0 and "50/50 steps" in said, said
+
+
+@pytest.mark.parametrize(("name", "shape", "frames"), [("heat", "24", 61), ("heat", "12x12", 5)])
+def test_pictures_show_times_equally_far_apart(name, shape, frames, tmp_path):
+    code, said = run("solve", name, "--shape", shape, "--out", tmp_path / "f.h5")
+    assert code == 0, said
+    assert len(fd.Solution.load(tmp_path / "f.h5").t) == frames  # the picture shows 5 of them, first and last too
+    assert (frames - 1) % 4 == 0

@@ -35,7 +35,7 @@ def solve(
     method: Annotated[str, typer.Option(help="auto, euler, rk4, rkl2, spectral ...")] = "auto",
     dt: Annotated[float | None, typer.Option(help="Largest step of a fixed-step method.")] = None,
     rtol: Annotated[float | None, typer.Option(help="Asked relative error in time.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Times kept; default: 6, animated 60.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Times kept; default: 5, with one axis 61, animated 60.")] = None,
     seed: Annotated[int, typer.Option(help="Of the initial field.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     threads: Annotated[int | None, typer.Option(help="Threads; default: all cores we may use.")] = None,
@@ -58,7 +58,7 @@ def solve(
         solution = PROBLEMS[problem]()
     else:
         solution = _solved(problem, set_ or [], read_shape(shape), extent, periodic, t_end, method, dt, rtol,
-                           (60 if moving else 6) if frames is None else frames, seed, dtype, threads, device)
+                           60 if moving and frames is None else frames, seed, dtype, threads, device)
     _written(solution, path, moving, component)
     _told(solution, path)
 
@@ -86,10 +86,12 @@ def _solved(name, pairs, shape, extent, periodic, t_end, method, dt, rtol, frame
         raise ValueError(f"dtype is float32 or float64, not {dtype!r}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    if frames < 2:
+    if frames is not None and frames < 2:
         raise ValueError(f"at least two frames are kept, the first and the last, not {frames}")
     equation, u0, grid, boundary, usual = problems.make(name, problems.settings(pairs), shape, extent, periodic, seed,
                                                         dtype)
+    if frames is None:  # as many as a picture shows: profiles and a space-time image, or a row of fields
+        frames = 61 if grid.ndim == 1 else 5
     times = np.linspace(0.0, usual if t_end is None else t_end, frames)
     if not times[-1] > 0:
         raise ValueError(f"t_end must be positive, not {t_end!r}")

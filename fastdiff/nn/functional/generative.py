@@ -331,15 +331,15 @@ class _GroupNorm(Function):
 
 def _by_sample(u, gain, offset):
     """Gain and offset of each channel of each sample of u: contiguous arrays (B, C)."""
-    empty = np.empty((2, *u.shape[:2]), u.dtype)
-    empty[0], empty[1] = gain, offset
-    return empty[0], empty[1]
+    both = np.empty((2, *u.shape[:2]), u.dtype)
+    both[0], both[1] = gain, offset
+    return both[0], both[1]
 
 
 class _DirectNorm(Function):
     """All of `group_norm` in one node, without the dispatcher, for plain tensors on the CPU.
 
-    The kernels have emptied the caches: each small operation around them then takes as long as one of 100 KB.
+    The kernels leave the caches full of fields: each small operation around them takes some ten microseconds.
     """
 
     @staticmethod
@@ -368,14 +368,20 @@ class _DirectNorm(Function):
         return du, *found, g if added else None, None, None, None
 
 
-def _direct(u, *parts):
+def _direct(u, weight, bias, scale, shift, residual):
     """Whether `_DirectNorm` may take these: plain tensors of one dtype on the CPU, nothing traced or transformed."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
         return False
-    return all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.is_cpu and t.dtype == u.dtype
-               for t in (u, *parts) if t is not None)
+    for t, shape in ((u, u.shape), (weight, u.shape[1:2]), (bias, u.shape[1:2]), (scale, u.shape[:2]),
+                     (shift, u.shape[:2]), (residual, u.shape)):
+        if t is not None and not (type(t) in _PLAIN and t.is_cpu and t.dtype == u.dtype and t.shape == shape):
+            return False
+    return True
+
+
+_PLAIN = torch.Tensor, torch.nn.Parameter
 
 
 def group_norm(u, groups: int, weight=None, bias=None, scale=None, shift=None, residual=None, *, silu: bool = False,

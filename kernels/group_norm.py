@@ -127,8 +127,8 @@ def _mean_and_squares(u, lo, hi, sizes, zero):
 @inner
 def _constants(sizes):
     """What the loops with an exponential hold in registers: bounds of its argument, and its constants."""
-    return (-sizes[6], sizes[6]), (sizes[7], sizes[8], sizes[9], sizes[10], sizes[11], sizes[12], sizes[13], sizes[14],
-                                   sizes[15])
+    k = sizes[7:]
+    return (-sizes[6], sizes[6]), (k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9])
 
 
 @_loop

@@ -127,7 +127,7 @@ def test_the_direct_norm_is_the_one_that_transforms_take(there, torch_rng):
         rest = iter(given[1:])
         return F.group_norm(given[0], 4, *(next(rest) if t else None for t in there), silu=True)
 
-    y, pull = torch.func.vjp(norm, *(t.detach() for t in given))
+    y, pull = torch.func.vjp(norm, *(t.detach() for t in given))[:2]
     direct = norm(*given)
     torch.testing.assert_close(direct, y)
     assert type(direct.grad_fn).__name__ == "_DirectNormBackward"
@@ -147,8 +147,8 @@ def test_silu_of_the_norm_is_right_far_from_zero(dtype):
         w = torch.full((1,), gain, dtype=dtype)
         y, z = F.group_norm(u, 1, w, silu=True), F.group_norm(u, 1, w)
         exact = torch.nn.functional.silu(z.double())
-        assert float((y.double() - exact).abs().max()) <= 8 * torch.finfo(dtype).eps * gain
-        assert float(y[z < -90].abs().max()) < 1e-30
+        assert float((y.double() - exact).detach().abs().max()) <= 8 * torch.finfo(dtype).eps * gain
+        assert float(y[z < -90].detach().abs().sum()) < 1e-30
         (slope,) = torch.autograd.grad(y, u, torch.ones_like(y))
         (wanted,) = torch.autograd.grad(torch.nn.functional.silu(torch.nn.functional.group_norm(u, 1, w)), u,
                                         torch.ones_like(y))

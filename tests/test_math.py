@@ -44,8 +44,8 @@ LOOPS = {name: loop(name) for name in NAMES}
 
 @njit(**OPTIONS)
 def minus(x, y, k):
-    wide_vectors()
-    constants = (k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8])
+    wide_vectors()  # pyright: ignore[reportCallIssue]
+    constants = (k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9])
     for i in range(x.size):
         y[i] = _math.exp_minus(x[i], constants)
 

@@ -354,18 +354,29 @@ class _DirectNorm(Function):
 
     @staticmethod
     def backward(ctx, g):  # pyright: ignore[reportIncompatibleMethodOverride]
-        u, *parts = ctx.saved_tensors
-        *numbers, silu, shift, added = ctx.kept
-        if torch.is_grad_enabled() or not plain(g):  # derivatives of this, or many at once
-            du, *found = _NormBackward.apply(u, g, *map(torch.from_numpy, numbers), silu)
-            found = _group_norm.affine_backward(*found, *parts, shift)
+        u, weight, bias, scale = ctx.saved_tensors
+        mean, rate, gain, offset, silu, shift, added = ctx.kept
+        if torch.is_grad_enabled() or not plain(g) or _batched(g):
+            kept = map(torch.from_numpy, (mean, rate, gain, offset))
+            du, dgain, doffset = _norm_slopes_of(u, g, *kept, silu)
+            found = _group_norm.affine_backward(dgain, doffset, weight, bias, scale, shift)
         else:
-            x, *given = arrays(u, *parts)
-            slopes, du = np.empty((2, *x.shape[:2]), x.dtype), _like(u)
-            _group_norm.backward(x, array(g), *numbers, silu, out=(du.numpy(), *slopes))
-            found = (d if d is None else torch.from_numpy(d)
-                     for d in _group_norm.affine_backward(*slopes, *given, shift))
+            x, w, b, more = arrays(u, weight, bias, scale)
+            dgain, doffset = np.empty((2, *x.shape[:2]), x.dtype)
+            du = _like(u)
+            _group_norm.backward(x, array(g), mean, rate, gain, offset, silu, out=(du.numpy(), dgain, doffset))
+            found = _group_norm.affine_backward(dgain, doffset, w, b, more, shift)
+            found = (d if d is None else torch.from_numpy(d) for d in found)
         return du, *found, g if added else None, None, None, None
+
+
+_norm_slopes_of: Any = _NormBackward.apply
+_MAPPED = torch._C._dispatch_key_parse("Batched")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _batched(g):
+    """Whether autograd maps over cotangents (is_grads_batched): a vmap older than torch.func's."""
+    return torch._C._dispatch_keys(g).has(_MAPPED)
 
 
 def _direct(u, weight, bias, scale, shift, residual):
@@ -397,7 +408,7 @@ def group_norm(u, groups: int, weight=None, bias=None, scale=None, shift=None, r
     if residual is not None:
         _check_alike(u, residual, "residual")
     if _direct(u, weight, bias, scale, shift, residual):
-        return _DirectNorm.apply(u, weight, bias, scale, shift, residual, groups, eps, silu)
+        return _DirectNorm.apply(u, weight, bias, scale, shift, residual, groups, eps, silu)  # pyright: ignore[reportCallIssue]
     gain, offset = (k if isinstance(k, torch.Tensor) else u.new_full((1,), k)
                     for k in _group_norm.affine(weight, bias, scale, shift))
     shape = u.shape[:2]

@@ -78,10 +78,10 @@ def reference_backward(u, cotangent, mean, rate, gain, bias, silu=True, out=None
 
 # -- compiled ----------------------------------------------------------------------------------------------------------
 
-TILE = 1024  # numbers that are finished in L1 before they are written
+TILE = 256  # numbers that are finished before they are written; for as many memory is asked at a time
+NEAR = 1024  # numbers from asking for a residual to its use; what is read twice is asked for a group before
 HELD = SECOND // 2  # bytes of a group whose slopes are kept in cache between the two sweeps of the backward pass
 MOST_FLOAT, MOST_DOUBLE = 87.0, 708.0  # beyond them exp(-|z|) is as good as zero, and hardly a normal number
-MODE = 2
 AROUND = THIRD  # bytes of input and result from which on the result goes past the caches
 
 _loop = njit(fastmath=FASTMATH, **FLAGS, **AS_PART)
@@ -127,56 +127,57 @@ def _mean_and_squares(u, lo, hi, sizes, zero):
 @inner
 def _constants(sizes):
     """What the loops with an exponential hold in registers: bounds of its argument, and its constants."""
-    return (-sizes[6], sizes[6]), (sizes[7], sizes[8], sizes[9], sizes[10], sizes[11], sizes[12], sizes[13], sizes[14],
-                                   sizes[15])
+    k = sizes[7:]
+    return (-sizes[6], sizes[6]), (k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9])
 
 
 @_loop
-def _silu(t, u, a, b, lo, hi, one, bounds, constants):
+def _silu(t, into, u, a, b, lo, hi, one, bounds, constants):
+    """silu(a u + b) to t[into:]."""
     for i in range(lo, hi):
         z = a * u[i] + b
         z = select(z < bounds[0], bounds[0], z)
-        t[i - lo] = z / (one + exp_minus(select(z > bounds[1], bounds[1], z), constants))
+        t[into + (i - lo)] = z / (one + exp_minus(select(z > bounds[1], bounds[1], z), constants))
 
 
 @_loop
-def _linear(t, u, a, b, lo, hi):
+def _silu_plus(t, into, u, r, a, b, lo, hi, one, bounds, constants):
     for i in range(lo, hi):
-        t[i - lo] = a * u[i] + b
+        z = a * u[i] + b
+        z = select(z < bounds[0], bounds[0], z)
+        t[into + (i - lo)] = z / (one + exp_minus(select(z > bounds[1], bounds[1], z), constants)) + r[i]
 
 
-@inner
-def _plus(t, r, lo, hi):
+@_loop
+def _linear(t, into, u, a, b, lo, hi):
     for i in range(lo, hi):
-        t[i - lo] += r[i]
+        t[into + (i - lo)] = a * u[i] + b
 
 
-@inner
-def _put(out, t, lo, hi):
+@_loop
+def _linear_plus(t, into, u, r, a, b, lo, hi):
     for i in range(lo, hi):
-        out[i] = t[i - lo]
+        t[into + (i - lo)] = (a * u[i] + b) + r[i]
 
 
 @kernel()
-def run_forward(counter, u, gain, bias, residual, sizes, scrap, out, mean, rate, channels, points, silu, added, around, mode):
+def run_forward(counter, u, gain, bias, residual, sizes, scrap, out, mean, rate, channels, points, silu, added, around):
     """Worker: groups of `channels` channels of `points` points. sizes: chunk, rest, group, eps, 0, 1, as floats.
 
     `scrap` holds `TILE` numbers for each worker. `around`: results go to memory past the caches.
     """
     wide_vectors()
-    channels, points, tile = np.uint64(channels), np.uint64(points), np.uint64(TILE)
+    channels, points, tile, near = np.uint64(channels), np.uint64(points), np.uint64(TILE), np.uint64(NEAR)
     eps, zero, one = sizes[3], sizes[4], sizes[5]
     bounds, constants = _constants(sizes)
     me, group = number_of(counter), channels * points
     t = scrap[me * TILE : (me + 1) * TILE]
+    there = t if around else out
     while True:
         g = next_piece(counter, me, len(mean))
         if g >= np.uint64(len(mean)):
             break
         first = g * channels
-        away = np.uint64(2) * group if mode & 4 else group
-        if added and mode & 1:
-            fetch(residual, first * points, first * points + group)
         m, squares = _mean_and_squares(u, first * points, first * points + group, sizes, zero)
         r = one / np.sqrt(squares / sizes[2] + eps)
         mean[g] = m
@@ -186,20 +187,20 @@ def run_forward(counter, u, gain, bias, residual, sizes, scrap, out, mean, rate,
             b, lo, end = bias[c] - a * m, c * points, (c + np.uint64(1)) * points
             while lo < end:
                 hi = min(lo + tile, end)
-                fetch(u, lo + away, hi + away)
+                fetch(u, lo + group, hi + group)
                 if added:
-                    if mode & 2:
-                        fetch(residual, lo + tile, hi + tile)
-                if silu:
-                    _silu(t, u, a, b, lo, hi, one, bounds, constants)
+                    fetch(residual, lo + near, hi + near)
+                into = np.uint64(0) if around else lo
+                if silu and added:
+                    _silu_plus(there, into, u, residual, a, b, lo, hi, one, bounds, constants)
+                elif silu:
+                    _silu(there, into, u, a, b, lo, hi, one, bounds, constants)
+                elif added:
+                    _linear_plus(there, into, u, residual, a, b, lo, hi)
                 else:
-                    _linear(t, u, a, b, lo, hi)
-                if added:
-                    _plus(t, residual, lo, hi)
+                    _linear(there, into, u, a, b, lo, hi)
                 if around:
-                    stream(out, lo, t, np.uint64(0), hi - lo)
-                else:
-                    _put(out, t, lo, hi)
+                    stream(out, lo, t, into, hi - lo)
                 lo = hi
     if around:
         finish_stream()
@@ -233,15 +234,15 @@ def _slope_linear(dz, into, u, g, m, lo, hi, zero):
 
 
 @_loop
-def _finish(t, dz, into, u, m, k, k1, k2, lo, hi):
-    """t = gain dz - k1 - (u - m) k2, all three with the rate in them, k2 with its square."""
+def _finish(t, at, dz, into, u, m, k, k1, k2, lo, hi):
+    """gain dz - k1 - (u - m) k2 to t[at:], all three with the rate in them, k2 with its square."""
     for i in range(lo, hi):
-        t[i - lo] = (k * dz[into + (i - lo)] - k1) - (u[i] - m) * k2
+        t[at + (i - lo)] = (k * dz[into + (i - lo)] - k1) - (u[i] - m) * k2
 
 
 @kernel()
 def run_backward(counter, u, cotangent, mean, rate, gain, bias, sizes, scrap, dx, dgain, dbias, channels, points, silu,
-                 around, held, mode):
+                 around, held):
     """Worker: as `run_forward`. `held`: the slopes of a group fit into `scrap`, `TILE` and a group for each worker."""
     wide_vectors()
     channels, points, tile = np.uint64(channels), np.uint64(points), np.uint64(TILE)
@@ -251,22 +252,29 @@ def run_backward(counter, u, cotangent, mean, rate, gain, bias, sizes, scrap, dx
     size = np.int64(TILE) + (np.int64(group) if held else np.int64(0))
     t = scrap[me * size : me * size + TILE]
     slopes = scrap[me * size + TILE : (me + 1) * size] if held else dx
+    around = around or not held  # else the last sweep would read what it writes
+    there = t if around else dx
     while True:
         g = next_piece(counter, me, len(mean))
         if g >= np.uint64(len(mean)):
             break
-        away = np.uint64(2) * group if mode & 4 else group
         m, r, first, second = mean[g], rate[g], zero, zero
         begin = np.uint64(0) if held else g * group
         for c in range(g * channels, (g + next_channel) * channels):
             lo, hi = c * points, (c + next_channel) * points
             into = begin + (lo - g * group)
             if silu:
-                fetch(u, lo + away, hi + away)
-                fetch(cotangent, lo + away, hi + away)
-            if silu:
-                one_sum, x_sum = _slope(slopes, into, u, cotangent, m, gain[c] * r, bias[c], lo, hi, zero, one, bounds,
-                                        constants)
+                one_sum, x_sum = zero, zero
+                while lo < hi:
+                    end = min(lo + tile, hi)
+                    fetch(u, lo + group, end + group)
+                    fetch(cotangent, lo + group, end + group)
+                    sums = _slope(slopes, into, u, cotangent, m, gain[c] * r, bias[c], lo, end, zero, one, bounds,
+                                  constants)
+                    one_sum += sums[0]
+                    x_sum += sums[1]
+                    into += tile
+                    lo = end
             else:
                 one_sum, x_sum = _slope_linear(slopes, into, u, cotangent, m, lo, hi, zero)
             dbias[c] = one_sum
@@ -279,13 +287,12 @@ def run_backward(counter, u, cotangent, mean, rate, gain, bias, sizes, scrap, dx
             while lo < end:
                 hi = min(lo + tile, end)
                 if not silu:
-                    fetch(u, lo + away, hi + away)
-                    fetch(cotangent, lo + away, hi + away)
-                _finish(t, slopes, begin + (lo - g * group), u, m, r * gain[c], first, second, lo, hi)
+                    fetch(u, lo + group, hi + group)
+                    fetch(cotangent, lo + group, hi + group)
+                at = np.uint64(0) if around else lo
+                _finish(there, at, slopes, begin + (lo - g * group), u, m, r * gain[c], first, second, lo, hi)
                 if around:
-                    stream(dx, lo, t, np.uint64(0), hi - lo)
-                else:
-                    _put(dx, t, lo, hi)
+                    stream(dx, lo, t, at, hi - lo)
                 lo = hi
     if around:
         finish_stream()
@@ -361,7 +368,7 @@ def cpu(u, gain, bias, groups, eps, silu=True, residual=None, out=None, threads=
     sizes, there = _sizes(channels, points, eps, dtype), [o.reshape(-1) for o in out]
     workers, around = workers_for(len(u) * groups, u.size, threads), 2 * u.nbytes >= AROUND
     scrap = scratch(workers * TILE, dtype)
-    run(forward_together, (counters(workers), x, a, b, r, sizes, scrap, *there, channels, points, silu, added, around, MODE),
+    run(forward_together, (counters(workers), x, a, b, r, sizes, scrap, *there, channels, points, silu, added, around),
         workers)
     return out
 
@@ -375,7 +382,7 @@ def backward(u, cotangent, mean, rate, gain, bias, silu=True, out=None, threads=
     sizes, there = _sizes(channels, points, 0, dtype), [o.reshape(-1) for o in out]
     workers, held = workers_for(mean.size, u.size, threads), channels * points * dtype.itemsize <= HELD
     scrap = scratch(workers * (TILE + (channels * points if held else 0)), dtype)
-    flags = channels, points, silu, 2 * u.nbytes >= AROUND, held, MODE
+    flags = channels, points, silu, 2 * u.nbytes >= AROUND, held
     run(backward_together, (counters(workers), *given, sizes, scrap, *there, *flags), workers)
     return out
 

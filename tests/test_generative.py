@@ -111,6 +111,51 @@ def test_group_norm_equals_torch(silu, torch_rng):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+PARTS = [(True, True, True, True, True), (True, True, False, False, False), (False, False, True, True, False),
+         (True, False, True, False, True), (False, True, False, True, False), (False, False, False, False, False)]
+
+
+@pytest.mark.parametrize("there", PARTS, ids=lambda there: "".join("01"[t] for t in there))
+def test_the_direct_norm_is_the_one_that_transforms_take(there, torch_rng):
+    u = randn(3, 8, 6, 7, g=torch_rng)
+    parts = [randn(*shape, g=torch_rng) if t else None
+             for t, shape in zip(there, [(8,), (8,), (3, 8), (3, 8), (3, 8, 6, 7)])]
+    given = [t for t in (u, *parts) if t is not None]
+    g = torch.randn(u.shape, generator=torch_rng, dtype=torch.float64)
+
+    def norm(*given):
+        rest = iter(given[1:])
+        return F.group_norm(given[0], 4, *(next(rest) if t else None for t in there), silu=True)
+
+    y, pull = torch.func.vjp(norm, *(t.detach() for t in given))[:2]
+    direct = norm(*given)
+    torch.testing.assert_close(direct, y)
+    assert type(direct.grad_fn).__name__ == "_DirectNormBackward"
+    expected = pull(g)
+    for found in (torch.autograd.grad(direct, given, g, retain_graph=True),
+                  torch.autograd.grad(direct, given, g, create_graph=True),
+                  [d[1] for d in torch.autograd.grad(direct, given, torch.stack([0 * g, g]), is_grads_batched=True)]):
+        for ours, theirs in zip(found, expected):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_silu_of_the_norm_is_right_far_from_zero(dtype):
+    """Where exp(-z) overflows or underflows, results and slopes are zero or those of the identity; NaN stays."""
+    u = torch.linspace(-1, 1, 64, dtype=dtype).reshape(1, 1, 64).requires_grad_()
+    for gain in (30.0, 100.0, 1e4, 1e20):
+        w = torch.full((1,), gain, dtype=dtype)
+        y, z = F.group_norm(u, 1, w, silu=True), F.group_norm(u, 1, w)
+        exact = torch.nn.functional.silu(z.double())
+        assert float((y.double() - exact).detach().abs().max()) <= 8 * torch.finfo(dtype).eps * gain
+        assert float(y[z < -90].detach().abs().sum()) < 1e-30
+        (slope,) = torch.autograd.grad(y, u, torch.ones_like(y))
+        (wanted,) = torch.autograd.grad(torch.nn.functional.silu(torch.nn.functional.group_norm(u, 1, w)), u,
+                                        torch.ones_like(y))
+        assert float((slope - wanted).abs().max()) <= 1e3 * torch.finfo(dtype).eps * gain
+    assert F.group_norm(torch.tensor([[[1.0, float("nan"), 2.0]]], dtype=dtype), 1, silu=True).isnan().all()
+
+
 def test_second_derivatives_of_the_norm_are_refused(torch_rng):
     u = randn(2, 4, 5, g=torch_rng)
     (g,) = torch.autograd.grad((F.group_norm(u, 2, silu=True) ** 2).sum(), u, create_graph=True)

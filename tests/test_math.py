@@ -42,6 +42,27 @@ def loop(name):
 LOOPS = {name: loop(name) for name in NAMES}
 
 
+@njit(**OPTIONS)
+def minus(x, y, k):
+    wide_vectors()  # pyright: ignore[reportCallIssue]
+    constants = (k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9])
+    for i in range(x.size):
+        y[i] = _math.exp_minus(x[i], constants)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(np.float32, 87), (np.float64, 700)])
+def test_exp_minus_is_accurate(dtype, most, rng):
+    x = np.concatenate([rng.uniform(-most, most, 200000), rng.uniform(-1, 1, 100000), [0, -0.0, most, -most]])
+    x = x.astype(dtype)
+    y = np.full_like(x, 123)
+    minus(x, y, np.array(_math.exp_minus_constants(), dtype))
+    exact = np.exp(-x.astype(np.longdouble))
+    assert np.max(np.abs(y - exact) / np.spacing(exact.astype(dtype))) <= ULPS[dtype]
+    assert y[-4] == y[-3] == 1
+    minus(np.full(1, np.nan, dtype), y, np.array(_math.exp_minus_constants(), dtype))
+    assert np.isnan(y[0])
+
+
 def values(name, x):
     y = np.full_like(x, 123)
     LOOPS[name](x, y)

@@ -331,15 +331,15 @@ class _GroupNorm(Function):
 
 def _by_sample(u, gain, offset):
     """Gain and offset of each channel of each sample of u: contiguous arrays (B, C)."""
-    empty = np.empty((2, *u.shape[:2]), u.dtype)
-    empty[0], empty[1] = gain, offset
-    return empty[0], empty[1]
+    both = np.empty((2, *u.shape[:2]), u.dtype)
+    both[0], both[1] = gain, offset
+    return both[0], both[1]
 
 
 class _DirectNorm(Function):
     """All of `group_norm` in one node, without the dispatcher, for plain tensors on the CPU.
 
-    The kernels have emptied the caches: each small operation around them then takes as long as one of 100 KB.
+    The kernels leave the caches full of fields: each small operation around them takes some ten microseconds.
     """
 
     @staticmethod
@@ -354,28 +354,45 @@ class _DirectNorm(Function):
 
     @staticmethod
     def backward(ctx, g):  # pyright: ignore[reportIncompatibleMethodOverride]
-        u, *parts = ctx.saved_tensors
-        *numbers, silu, shift, added = ctx.kept
-        if torch.is_grad_enabled() or not plain(g):  # derivatives of this, or many at once
-            du, *found = _NormBackward.apply(u, g, *map(torch.from_numpy, numbers), silu)
-            found = _group_norm.affine_backward(*found, *parts, shift)
+        u, weight, bias, scale = ctx.saved_tensors
+        mean, rate, gain, offset, silu, shift, added = ctx.kept
+        if torch.is_grad_enabled() or not plain(g) or _batched(g):
+            kept = map(torch.from_numpy, (mean, rate, gain, offset))
+            du, dgain, doffset = _norm_slopes_of(u, g, *kept, silu)
+            found = _group_norm.affine_backward(dgain, doffset, weight, bias, scale, shift)
         else:
-            x, *given = arrays(u, *parts)
-            slopes, du = np.empty((2, *x.shape[:2]), x.dtype), _like(u)
-            _group_norm.backward(x, array(g), *numbers, silu, out=(du.numpy(), *slopes))
-            found = (d if d is None else torch.from_numpy(d)
-                     for d in _group_norm.affine_backward(*slopes, *given, shift))
+            x, w, b, more = arrays(u, weight, bias, scale)
+            dgain, doffset = np.empty((2, *x.shape[:2]), x.dtype)
+            du = _like(u)
+            _group_norm.backward(x, array(g), mean, rate, gain, offset, silu, out=(du.numpy(), dgain, doffset))
+            found = _group_norm.affine_backward(dgain, doffset, w, b, more, shift)
+            found = (d if d is None else torch.from_numpy(d) for d in found)
         return du, *found, g if added else None, None, None, None
 
 
-def _direct(u, *parts):
+_norm_slopes_of: Any = _NormBackward.apply
+_MAPPED = torch._C._dispatch_key_parse("Batched")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _batched(g):
+    """Whether autograd maps over cotangents (is_grads_batched): a vmap older than torch.func's."""
+    return torch._C._dispatch_keys(g).has(_MAPPED)
+
+
+def _direct(u, weight, bias, scale, shift, residual):
     """Whether `_DirectNorm` may take these: plain tensors of one dtype on the CPU, nothing traced or transformed."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
         return False
-    return all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.is_cpu and t.dtype == u.dtype
-               for t in (u, *parts) if t is not None)
+    for t, shape in ((u, u.shape), (weight, u.shape[1:2]), (bias, u.shape[1:2]), (scale, u.shape[:2]),
+                     (shift, u.shape[:2]), (residual, u.shape)):
+        if t is not None and not (type(t) in _PLAIN and t.is_cpu and t.dtype == u.dtype and t.shape == shape):
+            return False
+    return True
+
+
+_PLAIN = torch.Tensor, torch.nn.Parameter
 
 
 def group_norm(u, groups: int, weight=None, bias=None, scale=None, shift=None, residual=None, *, silu: bool = False,
@@ -391,7 +408,7 @@ def group_norm(u, groups: int, weight=None, bias=None, scale=None, shift=None, r
     if residual is not None:
         _check_alike(u, residual, "residual")
     if _direct(u, weight, bias, scale, shift, residual):
-        return _DirectNorm.apply(u, weight, bias, scale, shift, residual, groups, eps, silu)
+        return _DirectNorm.apply(u, weight, bias, scale, shift, residual, groups, eps, silu)  # pyright: ignore[reportCallIssue]
     gain, offset = (k if isinstance(k, torch.Tensor) else u.new_full((1,), k)
                     for k in _group_norm.affine(weight, bias, scale, shift))
     shape = u.shape[:2]

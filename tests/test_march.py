@@ -9,9 +9,10 @@ import threading
 import numpy as np
 import pytest
 
-from fastdiff.kernels import _edges, _march, _threads, gray_scott, heat
+from fastdiff.kernels import _edges, _march, _threads, gray_scott, heat, variable
 from fastdiff.kernels._contract import discover
 from fastdiff.kernels._edges import GHOST, HOLD, Side, make_edges
+from fastdiff.kernels._fields import Cells
 from fastdiff.kernels._run import Plan, march
 
 EPS = np.finfo(np.float64).eps
@@ -77,6 +78,25 @@ def test_a_sample_does_not_depend_on_its_batch(dtype):
     together = heat.cpu(u, rate, edges, 20)
     for b in range(5):
         assert np.array_equal(heat.cpu(u[b : b + 1], rate[b : b + 1], edges, 20), together[b : b + 1])
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((37, 611), np.float32), ((1031,), np.float64)])
+def test_numbers_of_faces_that_are_handed_on_change_no_bit(shape, dtype, rng):
+    """Read once, from the cell before, or twice: the same march, with walls and around the grid."""
+    ndim = len(shape)
+    u = rng.standard_normal((2, 1, *shape)).astype(dtype)
+    weights = []
+    for axis in range(ndim):  # a face serves both its cells; the last one is the first again
+        low = rng.uniform(0.02, 0.2, (1, *shape))
+        weights += [low, np.roll(low, -1, axis + 1)]
+    handed = variable.rule(weights, dtype)
+    assert handed.a2.handed
+    plain = handed._replace(a2=Cells(handed.a2.values, ndim, dtype))
+    for periodic in (True, False):
+        edges = make_edges(shape, [periodic] * ndim, dtype)
+        want = march(plain, u, edges, STEPS)
+        for plan in plans(shape):
+            assert np.array_equal(march(handed, u, edges, STEPS, plan=plan), want), (periodic, plan)
 
 
 @pytest.mark.parametrize("shape", [(37,), (33, 21), (9, 8, 7)], ids=str)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fastdiff as fd
+from fastdiff import watch
 
 ROD, GRID = fd.Heat(0.1), fd.Grid(64, extent=2.0)
 U0 = np.cos(np.pi * GRID.points(0) / 2)
@@ -45,6 +46,16 @@ def test_watching_changes_nothing_but_the_steps():
     plain = fd.solve(ROD, U0, GRID, t_end=1.0, method="euler", dt=1e-3)
     seen = fd.solve(ROD, U0, GRID, t_end=1.0, method="euler", dt=1e-3, look_every=0.1, callback=lambda t, u, s: None)
     assert np.abs(seen.final - plain.final).max() < 1e-14 and seen.stats["steps"] == plain.stats["steps"]
+
+
+def test_large_frames_are_put_by_all_threads():
+    rng = np.random.default_rng(5)
+    frames, u = np.full((3, 2, 1, 300, 400), np.nan), rng.random((3, 2, 300, 400))[:, :1]
+    assert u.nbytes >= watch.MUCH and not u.flags.c_contiguous
+    for threads in (1, 2, None):
+        assert watch.put(frames, 1, u, threads) is False
+        assert np.array_equal(frames[:, 1], u) and np.isnan(frames[:, 0]).all()
+        frames[:, 1] = np.nan
 
 
 def test_a_callback_may_stop_the_run():

@@ -193,10 +193,10 @@ class Store:
 
     def _check_room(self, folder, needed):
         """Refuse a disk that is too small; at first by the fields alone: to draw all parameters may take long."""
-        free = shutil.disk_usage(folder).free
-        if free < needed:
-            raise OSError(f"{self.path} needs {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free: make room, "
-                          f"or choose another disk")
+        disk = shutil.disk_usage(folder)
+        if disk.total and disk.free < needed:  # some that are mounted say that they are of no size
+            raise OSError(f"{self.path} needs {needed / 1e9:.2f} GB, but only {disk.free / 1e9:.2f} GB are free: make "
+                          f"room, or choose another disk")
 
     def _reserve(self, needed):
         """Try whether there is room for everything: HDF5 itself fails badly."""

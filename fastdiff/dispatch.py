@@ -10,6 +10,7 @@ import numpy as np
 
 from fastdiff.kernels import _memory
 from fastdiff.kernels._cuda import on
+from fastdiff.kernels._threads import together
 
 FLOATS = ("float32", "float64")
 
@@ -89,6 +90,21 @@ def _backend(device) -> tuple[str | None, int | None]:
 def copy(a):
     """A contiguous copy of the same kind."""
     return a.copy() if isinstance(a, np.ndarray) else a.clone().contiguous()
+
+
+def for_each(function, items, threads: int) -> None:
+    """Call a function of each item on our threads; for NumPy calls, which leave the interpreter to others meanwhile."""
+    left = list(items)
+
+    def task():
+        while left:
+            try:
+                item = left.pop()
+            except IndexError:
+                return  # another thread took the last one
+            function(item)
+
+    together(task, threads)
 
 
 def empty_like(a):

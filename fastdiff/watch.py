@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastdiff import dispatch
-from fastdiff.kernels._threads import default_threads, together
+from fastdiff.kernels._threads import default_threads
 from fastdiff.solution import Solution, begin_file, discard_file, publish_file
 
 LOOKS = 100  # looks at the field, if nothing else is said
@@ -279,17 +279,8 @@ def put(frames: Any, n: int, u, threads=None) -> bool:
 
 def _shared_out(target, u, threads):
     """Copy by samples on all threads: most of the time goes into new memory, cleared by the system page by page."""
-    left = list(range(len(target)))
-
-    def task():
-        while left:
-            try:
-                k = left.pop()
-            except IndexError:
-                return  # another thread took the last one
-            np.copyto(target[k], u[k])
-
-    together(task, default_threads() if threads is None else threads)
+    dispatch.for_each(lambda k: np.copyto(target[k], u[k]), range(len(target)),
+                      default_threads() if threads is None else threads)
 
 
 __all__ = ["LOOKS", "Plan", "Sink", "SteadyState", "WallClock", "plan", "put"]

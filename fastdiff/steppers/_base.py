@@ -16,7 +16,7 @@ from fastdiff.kernels._edges import HOLD
 from fastdiff.kernels._fields import Clock
 from fastdiff.kernels._march import kept_by
 from fastdiff.kernels._stages import Scheme, spread, stage_times, staged
-from fastdiff.kernels._threads import default_threads, together
+from fastdiff.kernels._threads import default_threads
 
 SAFETY = 0.9  # of the stability limit, where the user gives no step
 MANY = 1 << 18  # numbers whose norms are shared out to threads
@@ -239,20 +239,14 @@ def norms(u):
     """Euclidean norm of each component of each sample, (batch, components), float64."""
     if isinstance(u, np.ndarray):
         found = np.empty(u.shape[:2])
-        left = list(np.ndindex(*found.shape))
 
-        def task():
-            while left:
-                try:
-                    k = left.pop()
-                except IndexError:
-                    return  # another thread took the last one
-                line = u[k].ravel()
-                pieces = (line[n : n + PIECE] for n in range(0, line.size, PIECE))
-                with np.errstate(over="ignore", invalid="ignore"):
-                    found[k] = sum(float(np.dot(piece, piece)) for piece in pieces)
+        def square(k):
+            line = u[k].ravel()
+            pieces = (line[n : n + PIECE] for n in range(0, line.size, PIECE))
+            with np.errstate(over="ignore", invalid="ignore"):
+                found[k] = sum(float(np.dot(piece, piece)) for piece in pieces)
 
-        together(task, default_threads() if u.size >= MANY else 1)
+        dispatch.for_each(square, np.ndindex(*found.shape), default_threads() if u.size >= MANY else 1)
         return np.sqrt(found)
     return u.double().square().sum(tuple(range(2, u.ndim))).sqrt().cpu().numpy()
 

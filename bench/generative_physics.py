@@ -281,7 +281,7 @@ class _Rollout:
         self.model: Any = nn.Refiner(net, refinements=refinements, change=float(self.data.diff(dim=0).std()))
         self.optimiser, self.ema = torch.optim.AdamW(self.model.parameters(), RATE), nn.EMA(self.model, 0.995)
         if (folder / "checkpoint.pt").exists():
-            found = torch.load(folder / "checkpoint.pt", weights_only=False)
+            found = torch.load(folder / "checkpoint.pt")
             self.at, self.seconds, self.model.noise.stream = found["at"], found["seconds"], found["stream"]
             for name in ("model", "optimiser", "ema"):
                 getattr(self, name).load_state_dict(found[name])

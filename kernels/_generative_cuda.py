@@ -132,14 +132,11 @@ def loss_kernels(dtype, threads):
     return square_sums, scaled_difference
 
 
-@lru_cache(maxsize=8)
-def group_norm_kernels(dtype, threads):
-    """Forward and backward, for blocks of so many threads."""
-    kind = from_dtype(np.dtype(dtype))
+def _total_of(threads):
+    """The sum of the values of a block's threads, of which there are so many; every thread gets it."""
 
     @cuda.jit(device=True)
     def total(parts, value):
-        """The sum of all threads' values; every thread gets it."""
         t, half = cuda.threadIdx.x, threads // 2
         parts[t] = value
         cuda.syncthreads()
@@ -151,6 +148,14 @@ def group_norm_kernels(dtype, threads):
         value = parts[0]
         cuda.syncthreads()
         return value
+
+    return total
+
+
+@lru_cache(maxsize=8)
+def group_norm_kernels(dtype, threads):
+    """Forward and backward, for blocks of so many threads."""
+    kind, total = from_dtype(np.dtype(dtype)), _total_of(threads)
 
     @cuda.jit
     def forward(u, gain, bias, residual, sizes, out, mean, rate, channels, points, silu, added):

@@ -310,7 +310,7 @@ class _Part:
     def _few(self, t, symbol):
         """`Modes.lowest` of each axis for this time, or None if too many modes are alive."""
         slow = [axis.k.min() ** 2 if self.grid.periodic[a] is False else 0.0 for a, axis in enumerate(self.axes)]
-        few, limits = [], []
+        few, known = [], {}  # axes that are alike have the same modes
         for a, axis in enumerate(self.axes):
             D = float(self.D[:, a].min())
             if D * t <= 0 or len(axis.k) < 8:
@@ -318,16 +318,12 @@ class _Part:
             limit = slow[a] - np.log(SLACK * self.tolerance) / (D * t)
             if np.sqrt(limit) > LOW * np.pi / self.grid.spacing[a]:
                 return None
-            like = [b for b in range(a) if self._alike(a, b) and limits[b] == limit]
-            few.append(few[like[0]] if like else self.transforms.lowest(a, limit, symbol))
-            limits.append(limit)
+            key = (self.grid.shape[a], self.grid.spacing[a], self.grid.periodic[a],
+                   *((a, end) in self.transforms.held for end in (0, 1)), limit)
+            if key not in known:
+                known[key] = self.transforms.lowest(a, limit, symbol)
+            few.append(known[key])
         return few
-
-    def _alike(self, a, b) -> bool:
-        """Whether two axes have the same modes."""
-        one, two = ((self.grid.shape[k], self.grid.spacing[k], self.grid.periodic[k],
-                     *((k, end) in self.transforms.held for end in (0, 1))) for k in (a, b))
-        return one == two
 
     def _forward(self, u) -> Any:
         return self.transforms.forward(u)
